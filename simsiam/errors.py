@@ -1,8 +1,33 @@
-"""A user's mistake: one sentence that names the thing, the place and the remedy."""
+"""How a run ends when it does not end well: one sentence from rank 0 and an exit code, never a traceback a rank."""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
 
 
 class UserError(Exception):
-    """Raised for anything the user can put right; the entry points print it and exit with code 2."""
+    """A user's mistake: one sentence that names the thing, the place and the remedy. Exit code 2."""
+
+    exit_code = 2
 
 
-EXIT_USER_ERROR = 2
+class TrainingStopped(Exception):
+    """A run that stopped itself, with the reason and the last good checkpoint. Exit code 3."""
+
+    exit_code = 3
+
+
+def ends_with_a_sentence(main: Callable[[], None]) -> Callable[[], None]:
+    """Turns the two errors above into a sentence on rank 0 and their exit code on every rank."""
+
+    @wraps(main)
+    def wrapped() -> None:
+        try:
+            main()
+        except (UserError, TrainingStopped) as error:
+            if os.environ.get("RANK", "0") == "0":
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(error.exit_code)
+
+    return wrapped

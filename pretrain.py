@@ -1,0 +1,110 @@
+"""Pretrains an encoder without labels.
+
+    torchrun --nproc_per_node=8 pretrain.py --data IMAGENET          SimSiam, ResNet-50, 100 epochs (68.1 linear top-1)
+    python pretrain.py --recipe quickstart                           a minute or two on a laptop
+    python pretrain.py --recipe cifar10-r18 --download               CIFAR-10
+    python pretrain.py --help                                        every setting; `simsiam recipes` for the recipes
+
+The same command goes on where an interrupted run stopped. Results are in the run folder: --out, or runs/RECIPE.
+"""
+
+from typing import TYPE_CHECKING
+
+from simsiam.errors import ends_with_a_sentence
+from simsiam.settings.parse import parse
+from simsiam.settings.tree import Pretrain
+
+if TYPE_CHECKING:
+    from simsiam.distributed.runtime import Runtime
+    from simsiam.run.folder import RunFolder
+
+
+@ends_with_a_sentence
+def main() -> None:
+    settings = parse(Pretrain, recipe="imagenet-r50-100ep", prog="pretrain.py")
+    # torch is imported after the command line is read, so that --help and mistakes are answered at once.
+    from simsiam.distributed.runtime import running
+    from simsiam.run.folder import RunFolder
+
+    with running(settings.device) as runtime, RunFolder(settings.out).opened(settings, runtime) as folder:
+        pretrain(settings, runtime, folder)
+
+
+def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> None:
+    import torch
+
+    from simsiam.checkpoint.manager import Checkpoints
+    from simsiam.data.augment import Augment
+    from simsiam.data.loaders import choose_images, make_loader
+    from simsiam.data.open import open_images
+    from simsiam.data.plan import Plan
+    from simsiam.evaluation.monitor import KnnMonitor
+    from simsiam.export.write import write_encoder
+    from simsiam.methods.registry import build_method
+    from simsiam.run.journal import Journal
+    from simsiam.settings.derive import derive
+    from simsiam.training.build import build_state
+    from simsiam.training.clock import Clock, due
+    from simsiam.training.finite import FiniteGuard
+    from simsiam.training.health import examine
+    from simsiam.training.step import train_step
+
+    # Data: sample ids -> uint8 crops -> views.
+    images, loader_is = choose_images(open_images(settings, "pretrain", runtime), settings, runtime.is_main)
+    numbers = derive(settings, runtime.world_size, len(images))
+    plan = Plan(len(images), numbers.global_batch, settings.seed, runtime.rank, runtime.world_size)
+    augment = Augment(settings.views, settings.seed).to(runtime.device)
+
+    # Network and optimiser, and what an earlier run left of them.
+    torch.manual_seed(settings.seed)
+    method = build_method(settings.method, settings.encoder)
+    loader = make_loader(images, plan, settings, method.num_views, runtime.device)
+    state = build_state(method, settings, numbers, runtime)
+    checkpoints = Checkpoints(folder.checkpoints, settings.checkpoint.keep, runtime)
+    found = checkpoints.find(settings.resume)
+    if found is not None:
+        checkpoints.load(found, state)
+
+    monitor = KnnMonitor(settings, images, runtime)
+    facts = {
+        "method": f"{settings.method['name']}, {settings.encoder}, {sum(p.numel() for p in method.parameters()):,} parameters",
+        "data": f"{settings.data}, {len(images):,} images",
+        "loader": loader_is,
+        "kNN": f"every {settings.knn_every} epoch(s)" if monitor.on else f"off: {monitor.why_off}",
+        "resumed": str(found or "no, from step 0"),
+    }
+    journal = Journal(folder, settings, numbers, runtime, state, facts)
+    clock, guard, spe = Clock(numbers.global_batch), FiniteGuard(runtime.device), numbers.steps_per_epoch
+    if state.step == 0 and monitor.cheap:
+        journal.knn(0, monitor.accuracy(method.encoder))
+    clock.restart()
+
+    for micro_batches in clock.timed(loader.steps(state.step, numbers.stop_step)):
+        views = journal.first_views(augment(c.images, c.samples, c.epoch) for c in micro_batches)
+        result = train_step(state, ((v,) for v in views))
+        guard.watch(state.step, result.finite)
+        journal.stepped(micro_batches, images)
+        step, last = state.step, state.step == numbers.stop_step
+
+        if last or due(step, settings.log_every):
+            journal.stop_unless_finite(guard, checkpoints.newest())
+            measures, verdict = examine(result.output.projections[0], settings.health)
+            journal.log(state, result, clock, measures, f"std {measures['std']:.3f}  {verdict.state}")
+            if verdict.state == "collapsed" and settings.health.on_collapse == "stop":
+                journal.stop(f"collapsed at step {step}: {verdict.reason}; checkpoint {checkpoints.save(state)}")
+        if last or due(step, settings.checkpoint.every_steps) or due(step, settings.checkpoint.every_epochs * spe):
+            journal.stop_unless_finite(guard, checkpoints.newest())
+            checkpoints.save(state)
+            clock.restart()
+        if monitor.on and (last or due(step, settings.knn_every * spe)):
+            journal.knn(step, monitor.accuracy(method.encoder))
+            clock.restart()
+
+    if runtime.is_main:
+        about = {"method": settings.method["name"], "step": str(state.step), "mean": str(list(settings.views.mean))}
+        write_encoder(method.encoder, folder.encoder, metadata={**about, "std": str(list(settings.views.std))})
+    journal.finish()
+
+
+if __name__ == "__main__":
+    main()

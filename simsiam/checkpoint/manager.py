@@ -1,0 +1,96 @@
+"""Checkpoints: sharded by torch.distributed.checkpoint, complete or absent, the newest complete one found by number."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch.distributed.checkpoint as dcp
+
+from simsiam.distributed.runtime import Runtime
+from simsiam.errors import UserError
+from simsiam.run.folder import write_atomically
+from simsiam.training.state import TrainState
+
+_NAME = re.compile(r"step_(\d{8})")
+
+
+class Checkpoints:
+    """Writes and finds the checkpoints of one run.
+
+    A checkpoint is written to a temporary folder, synchronised to disk and renamed; only then `latest` names it, and
+    only then old ones are deleted. Rank 0 alone looks at the disk to decide; all ranks read and write their shards.
+    """
+
+    def __init__(self, folder: Path, keep: int, runtime: Runtime) -> None:
+        self.folder, self.keep, self.runtime = folder, max(1, keep), runtime
+
+    def save(self, state: TrainState) -> Path:
+        """Saves the state of all ranks as `step_00001234`; returns the folder. Every rank must call it."""
+        final = self.folder / f"step_{state.step:08d}"
+        temporary = self.folder / f".step_{state.step:08d}.tmp"
+        self.runtime.on_main(lambda: self._prepare(temporary))
+        # One thread: with more, a failed write inside a thread can go unreported (pytorch#191391).
+        dcp.save(state.tensors(), storage_writer=dcp.FileSystemWriter(temporary, thread_count=1, sync_files=True))
+        self.runtime.on_main(lambda: self._publish(temporary, final))
+        return final
+
+    def find(self, resume: str) -> Path | None:
+        """The checkpoint that `--resume` means, the same on every rank; None to begin at step 0."""
+        return self.runtime.on_main(lambda: self._find(resume))
+
+    def load(self, path: Path, state: TrainState) -> None:
+        """Fills the state, on any number of ranks. Raises UserError where the checkpoint does not fit the settings."""
+        tensors = state.tensors()
+        try:
+            dcp.load(tensors, storage_reader=dcp.FileSystemReader(path))
+        except (dcp.CheckpointException, RuntimeError, ValueError, OSError) as error:  # the first is a BaseException
+            reason = " ".join(str(error).split())[-300:]
+            raise UserError(
+                f"Checkpoint {path} does not load ({reason}); use the settings it was made with, or another --out"
+            ) from None
+        state.restore()
+
+    def newest(self) -> Path | None:
+        """The newest complete checkpoint on disk, as this rank sees it."""
+        complete = [p for p in self.folder.glob("step_*") if _NAME.fullmatch(p.name) and (p / ".metadata").is_file()]
+        return max(complete, key=lambda p: p.name, default=None)
+
+    def _find(self, resume: str) -> Path | None:
+        if resume == "never":
+            return None
+        if resume == "auto":
+            return self.newest()
+        path = Path(resume)
+        inside = Checkpoints(path / "checkpoints", self.keep, self.runtime).newest()
+        if inside is not None:
+            return inside
+        if not (path / ".metadata").is_file():
+            raise UserError(
+                f"--resume {resume} is no checkpoint; give auto, never, a run folder or one of its checkpoints/step_* folders"
+            )
+        return path
+
+    def _prepare(self, temporary: Path) -> None:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        temporary.mkdir(parents=True)
+
+    def _publish(self, temporary: Path, final: Path) -> None:
+        if final.exists():
+            shutil.rmtree(final)
+        os.rename(temporary, final)
+        _sync_folder(self.folder)
+        write_atomically(self.folder / "latest", final.name + "\n")
+        complete = sorted(p for p in self.folder.glob("step_*") if _NAME.fullmatch(p.name))
+        for old in complete[: -self.keep]:
+            if old != final:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,97 @@
+"""`--data` and a split -> the images: a built-in name or a folder."""
+
+import os
+from pathlib import Path
+
+from simsiam.data.image_set import ImageSet
+from simsiam.data.sources.binaries import cifar10, cifar100, stl10
+from simsiam.data.sources.digits import digits
+from simsiam.data.sources.folder import FolderImages
+from simsiam.data.sources.shapes import shapes_root
+from simsiam.errors import UserError
+
+_BINARIES = {"cifar10": cifar10, "cifar100": cifar100, "stl10": stl10}
+BUILT_IN = ("shapes", "digits", *_BINARIES)
+_SPLIT_FOLDERS = {"pretrain": ("train",), "train": ("train",), "val": ("val", "test", "validation")}
+
+
+def open_dataset(data: str, split: str, *, download: bool = False, classes: tuple[str, ...] | None = None) -> ImageSet:
+    """The images of one split.
+
+    Args:
+        data: `shapes`, `digits`, `cifar10[:ROOT]`, `cifar100[:ROOT]`, `stl10[:ROOT]` (ROOT is `$DATA` by default, else
+            `~/.cache/simsiam`), or a folder. A built-in name wins over a folder called the same: write `./shapes` then.
+        split: `pretrain` (everything there is to pretrain on, labels or not), `train` (labelled) or `val`. In a folder
+            both of the first are FOLDER/train, or FOLDER itself without one; `val` is FOLDER/val, /test or /validation.
+        download: fetch what a built-in dataset lacks.
+        classes: the train split's classes, so that those of a folder's `val` get the same numbers by name.
+
+    Raises:
+        UserError: no such dataset, split or file, or a folder that `FolderImages` refuses.
+        ValueError: a split of another name.
+    """
+    if split not in _SPLIT_FOLDERS:
+        raise ValueError(f"split is pretrain, train or val, not {split!r}")
+    name, root = _parse(data)
+    if name == "shapes":
+        return FolderImages(shapes_root() / _SPLIT_FOLDERS[split][0], classes)
+    if name == "digits":
+        return digits(split)
+    if name is not None:
+        return _BINARIES[name](root, split, download)
+    folder = _split_folder(root, split)
+    if folder is None:
+        raise UserError(
+            f"{root} has no validation images: none of the folders val, test or validation is in it; add one."
+        )
+    return FolderImages(folder, classes)
+
+
+def has_split(data: str, split: str) -> bool:
+    """Whether `open_dataset` would look for the images of a split somewhere: True for all built-in names.
+
+    Raises:
+        UserError: `data` is neither a built-in name nor a folder.
+    """
+    name, root = _parse(data)
+    return name is not None or _split_folder(root, split) is not None
+
+
+def _parse(data: str) -> tuple[str | None, Path]:
+    """(built-in name or None, its root or the folder)."""
+    name, colon, root = data.partition(":")
+    if name in _BINARIES:
+        if colon and not root:
+            raise UserError(f"--data {data} names no folder after the colon; write {name}:FOLDER or {name}.")
+        return name, Path(root or _default_root()).expanduser()
+    if data in BUILT_IN:
+        return data, Path()
+    if not data:
+        raise UserError(f"No dataset given; set --data to a folder of images or one of {', '.join(BUILT_IN)}.")
+    folder = Path(data).expanduser()
+    if folder.is_dir():
+        return None, folder
+    if folder.exists():
+        raise UserError(f"--data {data} is a file, not a folder of images; give the folder that holds the images.")
+    raise UserError(
+        f"--data {data} is neither a folder nor a built-in dataset; "
+        f"give a folder of images or one of {', '.join(BUILT_IN)}."
+    )
+
+
+def _default_root() -> str:
+    """`$DATA`, unless it names a built-in dataset, for it is the default of --data too."""
+    data = os.environ.get("DATA", "")
+    return "~/.cache/simsiam" if data.partition(":")[0] in ("", *BUILT_IN) else data
+
+
+def _split_folder(root: Path, split: str) -> Path | None:
+    for name in _SPLIT_FOLDERS[split]:
+        if (root / name).is_dir():
+            return root / name
+    if split == "val":
+        return None
+    stray = _split_folder(root, "val")
+    if stray is not None:  # it would be taken for a class
+        raise UserError(f"{root} holds {stray.name} but no train; move the training images into {root / 'train'}.")
+    return root

@@ -1,0 +1,62 @@
+"""Images as the protocols test on them: shorter side resized, centre cropped, each image once."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from simsiam.data.image_set import BadImage, ImageSet
+from simsiam.settings.tree import Views
+
+
+class Centred(NamedTuple):
+    """A batch of centre crops: uint8 (N, S, S, 3), labels int64 (N,), samples int64 (N,), and what was left out."""
+
+    images: Tensor
+    labels: Tensor
+    samples: Tensor
+    skipped: tuple[tuple[int, str], ...]
+
+
+def centre_batches(images: ImageSet, samples: np.ndarray, views: Views, batch: int, workers: int) -> Iterator[Centred]:
+    """Centre crops of `samples`, in order, at most `batch` at a time; images that cannot be read are left out."""
+    chunks = [samples[i : i + batch] for i in range(0, len(samples), batch)]
+    return iter(
+        DataLoader(_Centre(images, views), sampler=chunks, batch_size=None, num_workers=min(workers, len(chunks)))
+    )
+
+
+class _Centre(Dataset):
+    def __init__(self, images: ImageSet, views: Views) -> None:
+        self.images, self.views = images, views
+
+    def __getitem__(self, samples: np.ndarray) -> Centred:
+        crops, kept, skipped = [], [], []
+        for sample in samples.tolist():
+            try:
+                crops.append(centre_crop(self.images.read(sample), self.views.resize, self.views.size))
+                kept.append(sample)
+            except BadImage as error:
+                skipped.append((sample, str(error)))
+        side = self.views.size
+        stacked = torch.stack(crops) if crops else torch.empty(0, side, side, 3, dtype=torch.uint8)
+        labels = torch.from_numpy(self.images.labels[kept])
+        return Centred(stacked, labels, torch.tensor(kept, dtype=torch.int64), tuple(skipped))
+
+
+def centre_crop(image: Tensor, resize: int, side: int) -> Tensor:
+    """uint8 (3, H, W) -> uint8 (side, side, 3): shorter side to `resize`, centre crop, as torchvision on PIL images."""
+    height, width = image.shape[1:]
+    if min(height, width) != resize:
+        if height <= width:
+            new = (resize, int(resize * width / height))
+        else:
+            new = (int(resize * height / width), resize)
+        image = F.interpolate(image.unsqueeze(0), size=new, mode="bilinear", align_corners=False, antialias=True)[0]
+        height, width = new
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    return image[:, top : top + side, left : left + side].permute(1, 2, 0)

@@ -1,0 +1,89 @@
+"""Worker processes that decode an image once and crop it twice, with torchvision's and torch's native kernels."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from simsiam.data.image_set import BadImage, ImageSet
+from simsiam.data.loaders import Crops
+from simsiam.data.plan import Plan
+from simsiam.data.views import crop_boxes
+from simsiam.errors import UserError
+from simsiam.settings.tree import Run
+
+
+class TorchvisionLoader:
+    """Crops by worker processes; a unit of their work is one micro-batch of this rank."""
+
+    def __init__(self, images: ImageSet, plan: Plan, settings: Run, num_views: int, device: torch.device) -> None:
+        self._tasks = _CropTasks(images, plan, settings, num_views)
+        self._accumulate, self._workers, self._device = settings.accumulate, settings.workers, torch.device(device)
+
+    def steps(self, start: int, stop: int) -> Iterator[list[Crops]]:
+        """Micro-batches of each step, in pinned memory where the device is a GPU."""
+        # One pass over all steps that are left: no worker ever waits at the end of an epoch.
+        tasks = DataLoader(
+            self._tasks,
+            sampler=range(start * self._accumulate, stop * self._accumulate),
+            batch_size=None,
+            num_workers=self._workers,
+            prefetch_factor=2 if self._workers else None,
+            pin_memory=self._device.type == "cuda",
+        )
+        step: list[Crops] = []
+        for crops in tasks:
+            step.append(crops._replace(images=crops.images.to(self._device, non_blocking=True)))
+            if len(step) == self._accumulate:
+                yield step
+                step = []
+
+
+class _CropTasks(Dataset):
+    """Task t is micro-batch t % accumulate of step t // accumulate, of this rank."""
+
+    def __init__(self, images: ImageSet, plan: Plan, settings: Run, num_views: int) -> None:
+        self.images, self.plan, self.num_views = images, plan, num_views
+        self.views, self.seed, self.accumulate = settings.views, settings.seed, settings.accumulate
+
+    def __getitem__(self, task: int) -> Crops:
+        step, micro = divmod(task, self.accumulate)
+        samples = np.split(self.plan.rank_batch(step), self.accumulate)[micro]
+        epoch, side = self.plan.epoch(step), self.views.size
+        crops = torch.empty(self.num_views, len(samples), side, side, 3, dtype=torch.uint8)
+        labels = torch.empty(len(samples), dtype=torch.int64)
+        replaced: list[tuple[int, str]] = []
+        for row, sample in enumerate(samples):
+            image, taken = self._read(int(sample), replaced)
+            labels[row] = int(self.images.labels[taken])
+            height, width = image.shape[1:]
+            for view in range(self.num_views):
+                # Drawn for the planned sample, so that the views of the others do not depend on a bad file.
+                box = crop_boxes(self.views, self.seed, epoch, samples[row : row + 1], view, [height], [width])[0]
+                crops[view, row] = crop(image, box, side)
+        return Crops(crops, samples, labels, epoch, tuple(replaced))
+
+    def _read(self, sample: int, replaced: list[tuple[int, str]]) -> tuple[Tensor, int]:
+        total = len(self.images.labels)
+        for taken in range(sample, sample + min(total, 1000)):
+            try:
+                return self.images.read(taken % total), taken % total
+            except BadImage as error:
+                replaced.append((taken % total, str(error)))
+        raise UserError(
+            f"{len(replaced)} images in a row from {self.images.name(sample)} on cannot be read; run `simsiam check-data`"
+        )
+
+
+def crop(image: Tensor, box: np.ndarray, side: int) -> Tensor:
+    """The box (top, left, height, width) of a uint8 (3, H, W) image as uint8 (side, side, 3), bilinear, antialiased.
+
+    Sliced first and resized after, as torchvision's resized_crop: a resize of a region would read past its edge.
+    """
+    top, left, height, width = (int(b) for b in box)
+    region = image[:, top : top + height, left : left + width].unsqueeze(0)
+    resized = F.interpolate(region, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
+    return resized[0].permute(1, 2, 0)

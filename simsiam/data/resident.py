@@ -1,0 +1,105 @@
+"""Small sets decoded once into memory."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from simsiam.data.image_set import BadImage, ImageSet
+from simsiam.data.sources.arrays import ArrayImages
+
+_LIMIT_BYTES = 4 << 30
+_CHUNK = 1024
+
+
+class ResidentImages(ArrayImages):
+    """Decoded images of equal size. Where one could not be read, the next good one's image and label stand in.
+
+    Attributes:
+        replaced: sample -> reason, for the images that could not be read; evaluation leaves these out.
+    """
+
+    def __init__(self, images: np.ndarray, source: ImageSet, labels: np.ndarray, replaced: dict[int, str]) -> None:
+        super().__init__(images, labels, source.classes, prefix="")
+        self.name = source.name
+        self.replaced = replaced
+
+    def read(self, sample: int) -> torch.Tensor:
+        """uint8 (3, H, W). Raises `BadImage` for a sample that another one stands in for."""
+        if sample in self.replaced:
+            raise BadImage(self.replaced[sample])
+        return super().read(sample)
+
+
+def fits_in_memory(images: ImageSet) -> tuple[bool, str]:
+    """Whether a set can be resident, and why; a folder is judged by its first readable image."""
+    if isinstance(images, ArrayImages):
+        return True, f"{images.images.nbytes / 2**20:.0f} MiB already decoded"
+    for sample in range(min(len(images), 100)):
+        try:
+            first = images.read(sample)
+        except BadImage:
+            continue
+        if max(first.shape) > 128:
+            return False, f"images of {first.shape[1]}x{first.shape[2]} pixels are decoded as they are needed"
+        size = first.numel() * len(images)
+        if size > _LIMIT_BYTES:
+            return False, f"{size / 2**30:.0f} GiB decoded are more than {_LIMIT_BYTES >> 30} GiB"
+        for other in range(1, min(len(images), 1000), 37):
+            try:
+                if images.read(other).shape != first.shape:
+                    return False, "the images differ in size"
+            except BadImage:
+                continue
+        return True, f"{size / 2**20:.0f} MiB decoded"
+    return False, "none of the first images can be read"
+
+
+def make_resident(images: ImageSet, workers: int, show_progress: bool) -> ResidentImages:
+    """Decodes a whole set. An image of another size than the first counts as one that cannot be read."""
+    if isinstance(images, ResidentImages):
+        return images
+    if isinstance(images, ArrayImages):
+        return ResidentImages(images.images, images, images.labels, {})
+
+    def read(sample: int) -> torch.Tensor | str:
+        try:
+            return images.read(sample)
+        except BadImage as error:
+            return str(error)
+
+    decoded: np.ndarray | None = None
+    failed: dict[int, str] = {}
+    with (
+        ThreadPoolExecutor(max(1, workers)) as pool,
+        tqdm(total=len(images), desc="decoding", unit=" images", disable=None if show_progress else True) as bar,
+    ):
+        for start in range(0, len(images), _CHUNK):
+            samples = range(start, min(start + _CHUNK, len(images)))
+            for sample, image in zip(samples, pool.map(read, samples)):
+                if isinstance(image, str):
+                    failed[sample] = image
+                    continue
+                pixels = image.permute(1, 2, 0).numpy()
+                if decoded is None:
+                    decoded = np.empty((len(images), *pixels.shape), np.uint8)
+                if pixels.shape == decoded.shape[1:]:
+                    decoded[sample] = pixels
+                else:
+                    failed[sample] = (
+                        f"{pixels.shape[0]}x{pixels.shape[1]} pixels in a set of {decoded.shape[1]}x{decoded.shape[2]}"
+                    )
+            bar.update(len(samples))
+    if decoded is None:
+        raise BadImage("no image of the set can be read")
+    labels = images.labels.copy()
+    for sample in failed:
+        stand_in = next_good(sample, len(images), failed)
+        decoded[sample], labels[sample] = decoded[stand_in], labels[stand_in]
+    return ResidentImages(decoded, images, labels, failed)
+
+
+def next_good(sample: int, total: int, bad: dict[int, str]) -> int:
+    """The sample that stands in for a bad one, in every loader: the next by number that is good, round the end."""
+    return next(s % total for s in range(sample + 1, sample + total) if s % total not in bad)

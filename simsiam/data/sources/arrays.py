@@ -1,0 +1,41 @@
+"""Images that are already in memory as one array."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+
+class ArrayImages:
+    """Decoded images of one size, as an `ImageSet`; a loader may move `images` to a device as they are.
+
+    Args:
+        images: uint8 (N, H, W, 3) RGB.
+        labels: class numbers (N,), -1 for an unlabelled image.
+        classes: class names in the order of their numbers.
+        prefix: what the set is called in messages: sample 12 of `digits/train` is `digits/train/12`.
+
+    Raises:
+        ValueError: arrays of another shape or type.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: Sequence[str], prefix: str) -> None:
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise ValueError(f"images must be uint8 (N, H, W, 3), not {images.dtype} {images.shape}")
+        if labels.shape != images.shape[:1]:
+            raise ValueError(f"{len(images)} images need as many labels, not {labels.shape}")
+        self.images = np.ascontiguousarray(images)
+        self.labels = labels.astype(np.int64)
+        self.classes = tuple(classes)
+        self.prefix = prefix
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, sample: int) -> str:
+        """The prefix and the number of a sample, such as `cifar10/train/123`."""
+        return f"{self.prefix}/{sample}"
+
+    def read(self, sample: int) -> torch.Tensor:
+        """The whole image, uint8 (3, H, W) RGB: a copy, so writing into it changes nothing here."""
+        return torch.from_numpy(self.images[sample].copy()).permute(2, 0, 1)

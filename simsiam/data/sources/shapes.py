@@ -1,0 +1,127 @@
+"""`shapes`: ten classes of generated JPEG images, for a first run without any download.
+
+What varies inside a class is what the views vary (crop, cast, light, contrast, gray, flip, noise), so an encoder that
+learns to ignore those has learned the class. With backgrounds or colours free inside a class, a small network finds what
+identifies the image instead, and SimSiam's features get no better than random ones.
+"""
+
+import os
+import shutil
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from simsiam.errors import UserError
+
+CLASSES = tuple(f"shape{label}" for label in range(10))
+_VERSION = "shapes-v1"  # the cache folder: raise it whenever a byte of any image changes
+_WAVES = 8  # plane waves that a pattern is made of
+_MIN_CYCLES, _MAX_CYCLES = 0.6, 2.5  # their spatial frequency, cycles across the pattern
+_LUMA = np.array([[0.299], [0.587], [0.114]])
+
+
+def class_pattern(label: int, size: int) -> np.ndarray:
+    """The whole pattern of a class, unvaried: float64 (size, size, 3) in [0, 1], RGB."""
+    centres = (np.arange(size) + 0.5) / size
+    return _pattern_at(label, centres, centres)
+
+
+def draw(label: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """One image of a class, a strong variant of its pattern: uint8 (size, size, 3) RGB."""
+    side = rng.uniform(0.45, 0.9)  # of the window, as a part of the pattern's
+    top, left = rng.uniform(0, 1 - side, 2)
+    centres = (np.arange(size) + 0.5) / size * side
+    image = _pattern_at(label, top + centres, left + centres)
+    if rng.random() < 0.5:
+        image = image[:, ::-1]
+    image = image * rng.uniform(0.3, 1.7, 3)  # colour cast
+    mean = image.mean()
+    image = (image - mean) * rng.uniform(0.4, 1.6) + mean * rng.uniform(0.6, 1.4)
+    if rng.random() < 0.2:
+        image = np.repeat(image @ _LUMA, 3, axis=2)
+    image = image + rng.normal(scale=rng.uniform(0.01, 0.06), size=image.shape)
+    return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def make_shapes(root: Path, train: int = 5000, val: int = 1000, size: int = 32, seed: int = 0) -> None:
+    """Write the dataset as JPEG files, ROOT/train/CLASS/NUMBER.jpg and ROOT/val/CLASS/NUMBER.jpg.
+
+    The folder appears whole or not at all: it is written beside itself and renamed, so processes that make the same one
+    at once all succeed. The same arguments give the same bytes for the same version of this package, numpy and PIL.
+
+    Args:
+        root: the folder to make; left as it is where it holds a train and a val folder already.
+        train, val: images in each split, the classes in turn.
+        size: height and width, pixels.
+        seed: another one draws other images of the same classes.
+
+    Raises:
+        UserError: the folder cannot be written, or is there with something else in it.
+    """
+    root = Path(root)
+    if _is_made(root):
+        return
+    draft = None
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+        draft.chmod(0o755)  # mkdtemp's 0700 would hide a shared cache from its other users
+        for stream, (split, count) in enumerate((("train", train), ("val", val))):
+            _write_split(draft / split, count, size, (seed << 8) + stream)
+        draft.rename(root)  # refused where another process was first
+    except OSError as error:
+        if not _is_made(root):
+            raise UserError(
+                f"Cannot write the dataset shapes to {root} ({error.strerror}); set SIMSIAM_CACHE."
+            ) from error
+    finally:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def shapes_root() -> Path:
+    """The dataset's folder, `$SIMSIAM_CACHE/shapes-v1` or `~/.cache/simsiam/shapes-v1`, made in seconds if missing."""
+    cache = os.environ.get("SIMSIAM_CACHE") or "~/.cache/simsiam"
+    root = Path(cache).expanduser() / _VERSION
+    make_shapes(root)
+    return root
+
+
+def _is_made(root: Path) -> bool:
+    return (root / "train").is_dir() and (root / "val").is_dir()
+
+
+def _write_split(folder: Path, count: int, size: int, stream: int) -> None:
+    for name in CLASSES:
+        (folder / name).mkdir(parents=True)
+    for number in range(count):
+        label = number % len(CLASSES)
+        rng = np.random.Generator(np.random.Philox(key=[stream, number]))
+        image = Image.fromarray(draw(label, size, rng))
+        image.save(folder / CLASSES[label] / f"{number:05d}.jpg", quality=90)
+
+
+@lru_cache(maxsize=len(CLASSES))
+def _waves(label: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Wave vectors along rows and columns, radians across the pattern (W,), phases (W,) and RGB amplitudes (W, 3)."""
+    rng = np.random.Generator(np.random.Philox(key=[0x5AA9E5, label]))
+    angles = rng.uniform(0, np.pi, _WAVES)
+    radians = 2 * np.pi * rng.uniform(_MIN_CYCLES, _MAX_CYCLES, _WAVES)
+    phases = rng.uniform(0, 2 * np.pi, _WAVES)
+    amplitudes = rng.normal(size=(_WAVES, 3)) + 0.7 * rng.normal(size=(_WAVES, 1))
+    return radians * np.sin(angles), radians * np.cos(angles), phases, amplitudes / np.sqrt(_WAVES / 2)
+
+
+def _pattern_at(label: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The pattern of a class at given coordinates in [0, 1]: float64 (len(rows), len(columns), 3) in [0, 1]."""
+    along_rows, along_columns, phases, amplitudes = _waves(label)
+    down = np.outer(rows, along_rows) + phases
+    across = np.outer(columns, along_columns)
+    # sin(a + b) = sin a cos b + cos a sin b: sines of lines instead of pixels, ten times faster.
+    left = np.concatenate([np.sin(down), np.cos(down)], axis=1)
+    right = np.concatenate([np.cos(across), np.sin(across)], axis=1)
+    weighted = left[:, None] * np.concatenate([amplitudes, amplitudes]).T  # (rows, 3, 2W)
+    return 0.5 + 0.5 * np.tanh(1.2 * (weighted @ right.T)).transpose(0, 2, 1)

@@ -1,0 +1,47 @@
+"""The few collectives outside a network's layers; each is the identity on one rank."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean over ranks of a tensor of equal shape on each, without gradient."""
+    if world_size() == 1:
+        return value
+    value = value.detach().clone()
+    dist.all_reduce(value)
+    return value / world_size()
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum over ranks of a tensor of equal shape on each, without gradient."""
+    if world_size() == 1:
+        return value
+    value = value.detach().clone()
+    dist.all_reduce(value)
+    return value
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """(n_r, ...) of each rank, which may differ in n_r, as one (sum n_r, ...) in rank order, without gradient."""
+    if world_size() == 1:
+        return rows
+    counts = gather_equal(torch.tensor([rows.shape[0]], device=rows.device)).tolist()
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: rows.shape[0]] = rows
+    everyone = gather_equal(padded).view(world_size(), max(counts), *rows.shape[1:])
+    return torch.cat([part[:count] for part, count in zip(everyone, counts)])
+
+
+def gather_equal(rows: Tensor) -> Tensor:
+    """(n, ...) of each rank, equal in shape, as one (W * n, ...) in rank order, without gradient."""
+    if world_size() == 1:
+        return rows
+    everyone = rows.new_empty(world_size() * rows.shape[0], *rows.shape[1:])
+    dist.all_gather_into_tensor(everyone, rows.detach().contiguous())
+    return everyone

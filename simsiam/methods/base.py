@@ -1,0 +1,45 @@
+"""What the training loop knows of a method: views in, loss out, parameters in named groups."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Output(NamedTuple):
+    """What a method makes of a batch.
+
+    Attributes:
+        loss: float32 scalar, the mean over this rank's images.
+        projections: (V, N, D) detached, what the health measures look at.
+        scalars: further detached float32 scalars worth logging, by name.
+    """
+
+    loss: Tensor
+    projections: Tensor
+    scalars: dict[str, Tensor]
+
+
+class Method(nn.Module):
+    """Base of all methods. A subclass is built as `Class(encoder, **options)` and sets `encoder` and `num_views`."""
+
+    encoder: nn.Module
+    num_views: int = 2
+
+    def forward(self, *views: Tensor) -> Output:
+        """Loss of V views, given as V tensors (N, 3, H, W) or as one (V, N, 3, H, W)."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Trained parameters by group. The group `predictor` may have a schedule of its own (`optim.predictor_lr`)."""
+        return {"encoder": [p for p in self.parameters() if p.requires_grad]}
+
+    def after_step(self) -> None:
+        """Called after every optimiser step: moving averages and the like."""
+
+
+def stack_views(views: tuple[Tensor, ...]) -> Tensor:
+    """One batch (V * N, 3, H, W), view after view, of V tensors (N, 3, H, W) or of one (V, N, 3, H, W)."""
+    if len(views) == 1 and views[0].dim() == 5:
+        return views[0].flatten(0, 1)
+    return torch.cat(views)

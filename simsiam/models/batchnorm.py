@@ -1,0 +1,162 @@
+"""Batch normalisation with statistics per view, over the images of all ranks, on any device.
+
+Both views go through the network as one batch [view 1 of all images, view 2 of all images, ...]. Statistics are kept
+per view, so the numbers are those of one forward per view (SimSiam, appendix A), at half the kernel launches and half
+the collectives: one all-gather forward and one all-reduce backward a layer, whatever the number of views.
+torch.nn.SyncBatchNorm refuses CPU tensors and would mix the views; this works on NCCL and gloo alike, because it is
+written on ATen's per-channel kernels, which exist for both.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from simsiam.distributed.collectives import gather_equal, world_size
+
+aten = torch.ops.aten
+
+
+class ViewBatchNorm(nn.Module):
+    """Drop-in for BatchNorm1d and BatchNorm2d, with the same parameter and buffer names.
+
+    Training: the batch is `views` equal consecutive parts, each normalised by its own statistics over all ranks;
+    running statistics move once per view, in order, as they would in separate forwards. Evaluation: as torch.
+    """
+
+    def __init__(self, like: nn.modules.batchnorm._BatchNorm, views: int) -> None:
+        super().__init__()
+        self.num_features, self.eps, self.momentum, self.views = like.num_features, like.eps, like.momentum, views
+        self.weight, self.bias = like.weight, like.bias
+        self.register_buffer("running_mean", like.running_mean)
+        self.register_buffer("running_var", like.running_var)
+        self.register_buffer("num_batches_tracked", like.num_batches_tracked)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (views * N, C, ...) -> the same shape; affine and statistics in float32 whatever the dtype of x."""
+        if not self.training:
+            return nn.functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        if x.shape[0] % self.views:
+            raise ValueError(f"a batch of {x.shape[0]} is not {self.views} views of equal size")
+        y, mean, var, count = _Normalise.apply(x, self.weight, self.bias, self.views, self.eps)
+        self._track(mean, var, count)
+        return y
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        unbiased = var * (count / (count - 1).clamp_min(1))
+        for view in range(self.views):
+            self.running_mean.lerp_(mean[view], self.momentum)
+            self.running_var.lerp_(unbiased[view], self.momentum)
+        self.num_batches_tracked.add_(self.views)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, views={self.views}"
+
+
+class _Normalise(torch.autograd.Function):
+    """x -> (y, mean (V, C), biased variance (V, C), count), the last three without gradient."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, views: int, eps: float):
+        x = _dense(x)
+        parts = x.chunk(views)
+        local = [torch.batch_norm_update_stats(part, None, None, 0.0) for part in parts]
+        mean = torch.stack([m.float() for m, _ in local])
+        var = torch.stack([v.float() for _, v in local])
+        count = mean.new_tensor(x.numel() // x.shape[1] // views)
+        if world_size() > 1:
+            mean, var, count = _combine(mean, var, count)
+        invstd = (var + eps).rsqrt_()
+        scale = invstd if weight is None else invstd * weight
+        shift = -mean * scale if bias is None else bias - mean * scale
+        y = _affine(x, scale, shift)
+        ctx.save_for_backward(x, weight, mean, invstd, count)
+        ctx.views, ctx.eps = views, eps
+        ctx.mark_non_differentiable(mean, var, count)
+        return y, mean, var, count
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, *_: Tensor):
+        x, weight, mean, invstd, count = ctx.saved_tensors
+        grad = _like(grad, x)
+        # The native kernel as a reduction: its weight gradient is sum(dy xhat), its bias gradient sum(dy).
+        ones, sums = mean.new_ones(mean.shape[1]), mean.new_empty(2, *mean.shape)
+        for view, (part, dy) in enumerate(zip(x.chunk(ctx.views), grad.chunk(ctx.views))):
+            _, sums[0, view], sums[1, view] = aten.native_batch_norm_backward(
+                dy, part, ones, None, None, mean[view], invstd[view], True, ctx.eps, [False, True, True]
+            )
+        # DDP averages parameter gradients over ranks like any other, so they stay this rank's own.
+        grad_weight, grad_bias = (None, None) if weight is None else sums.sum(1).unbind()
+        if world_size() > 1:
+            dist.all_reduce(sums)
+        # dx = w invstd (dy - mean(dy) - xhat mean(dy xhat)): coefficients of dy, x and 1, each per view and channel.
+        of_dy = invstd if weight is None else invstd * weight
+        of_x = -of_dy * invstd * sums[0] / count
+        dx = _affine(grad, of_dy, -of_dy * sums[1] / count - of_x * mean)
+        if _fuses(x):
+            _views(dx, of_x).addcmul_(_views(x, of_x), _channels(of_x, x))
+        else:
+            dx.add_(_affine(x, of_x, torch.zeros_like(of_x)))
+        return dx, grad_weight, grad_bias, None, None
+
+
+def _combine(mean: Tensor, var: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Statistics of the union from those of each rank, in one collective (Chan, Golub and LeVeque 1979)."""
+    packed = torch.cat([mean.flatten(), var.flatten(), count.view(1)])
+    gathered = gather_equal(packed).view(world_size(), -1)
+    means, variances = (t.view(world_size(), *mean.shape) for t in gathered[:, :-1].chunk(2, dim=1))
+    counts = gathered[:, -1].view(-1, 1, 1)
+    total = counts.sum()
+    mean = (means * counts).sum(0) / total
+    var = ((variances + (means - mean) ** 2) * counts).sum(0) / total
+    return mean, var, total
+
+
+def _dense(x: Tensor) -> Tensor:
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return x.contiguous()
+
+
+def _like(grad: Tensor, x: Tensor) -> Tensor:
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return grad.contiguous(memory_format=torch.channels_last)
+    return grad.contiguous()
+
+
+def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x (V * N, C, ...) times scale plus shift, both float32 (V, C), computed in float32 and rounded once."""
+    y = torch.empty_like(x)
+    if _fuses(x):
+        torch.addcmul(_channels(shift, x), _views(x, scale), _channels(scale, x), out=_views(y, scale))
+        return y
+    zero, one = torch.zeros_like(scale[0]), torch.ones_like(scale[0])
+    for part, out, s, t in zip(x.chunk(len(scale)), y.chunk(len(scale)), scale, shift):
+        # In evaluation mode the native kernel is an affine map per channel with float32 coefficients.
+        out.copy_(aten.native_batch_norm(part, s, t, zero, one, False, 0.0, 0.0)[0])
+    return y
+
+
+def _fuses(x: Tensor) -> bool:
+    """Whether one pointwise kernel can mix x with float32 coefficients; on CPU 16-bit it would copy x to float32."""
+    return x.is_cuda or x.dtype == torch.float32 or x.dtype == torch.float64
+
+
+def _views(x: Tensor, per_view: Tensor) -> Tensor:
+    return x.view(len(per_view), -1, *x.shape[1:])
+
+
+def _channels(per_view: Tensor, x: Tensor) -> Tensor:
+    return per_view.view(len(per_view), 1, -1, *[1] * (x.dim() - 2))
+
+
+def per_view_batchnorm(module: nn.Module, views: int) -> nn.Module:
+    """Replaces every BatchNorm1d and BatchNorm2d inside `module`, in place; returns the module."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            setattr(module, name, ViewBatchNorm(child, views))
+        else:
+            per_view_batchnorm(child, views)
+    return module

@@ -1,0 +1,50 @@
+"""Named parameter groups -> SGD or LARS, with every group's schedule."""
+
+import torch
+from timm.optim import Lars
+from torch import nn
+
+from simsiam.optim.schedule import Schedule
+from simsiam.settings.tree import Optim
+
+
+def build_optimizer(
+    groups: dict[str, list[nn.Parameter]], optim: Optim, peak_lr: float, epochs: int, steps_per_epoch: int
+) -> tuple[torch.optim.Optimizer, list[Schedule]]:
+    """The optimiser and the schedule of each of its parameter groups, in order.
+
+    Momentum buffers exist from the start, as zeros: the first update is the same to the bit, and a checkpoint has the
+    same tensors at every step.
+    """
+    cosine = Schedule(
+        peak_lr, epochs, steps_per_epoch, optim.schedule, optim.per == "epoch", optim.warmup_epochs, optim.milestones,
+        optim.decay,
+    )  # fmt: skip
+    constant = Schedule(peak_lr, epochs, steps_per_epoch, "constant")
+    param_groups, schedules = [], []
+    for name, parameters in groups.items():
+        held = name == "predictor" and optim.predictor_lr == "constant"
+        for suffix, members, plain in _by_dimension(parameters, optim.exclude_1d):
+            group = {"params": members, "name": name + suffix, "weight_decay": 0.0 if plain else optim.weight_decay}
+            if optim.name == "lars":
+                group["always_adapt"] = not plain
+            param_groups.append(group)
+            schedules.append(constant if held else cosine)
+    common = {"lr": peak_lr, "momentum": optim.momentum}
+    if optim.name == "lars":
+        # Without always_adapt timm's LARS is plain SGD wherever weight decay is 0, as in the linear protocol.
+        optimizer = Lars(param_groups, **common, trust_coeff=optim.trust_coefficient, trust_clip=False)
+    else:
+        optimizer = torch.optim.SGD(param_groups, **common, fused=True)
+    if optim.momentum:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer, schedules
+
+
+def _by_dimension(parameters: list[nn.Parameter], exclude_1d: bool) -> list[tuple[str, list[nn.Parameter], bool]]:
+    if not exclude_1d:
+        return [("", parameters, False)]
+    split = ("", [p for p in parameters if p.dim() > 1], False), ("/1d", [p for p in parameters if p.dim() <= 1], True)
+    return [part for part in split if part[1]]

@@ -1,0 +1,91 @@
+"""The run folder: what was asked, what happened, and whether it is still happening."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from simsiam.distributed.runtime import Runtime
+from simsiam.errors import UserError
+from simsiam.settings.tree import Run
+
+_STATES = ("in-progress", "completed", "failed")
+
+
+class RunFolder:
+    """`--out`, one run each. Rank 0 writes; `ls` shows the state as an empty file of its name."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.encoder = self.path / "encoder.safetensors"
+        self.bad_files = self.path / "bad_files.txt"
+
+    @contextmanager
+    def opened(self, settings: Run, runtime: Runtime) -> Iterator["RunFolder"]:
+        """The folder made, config.yaml in it; marked `failed` where the run ends by an exception.
+
+        Raises UserError where it cannot be written, or where `--resume never` finds a run in it.
+        """
+        runtime.on_main(lambda: self._open(settings))
+        try:
+            yield self
+        except BaseException:
+            if runtime.is_main:
+                self.mark("failed")
+            raise
+
+    def _open(self, settings: Run) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".write-test"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"--out {self.path} cannot be written ({error.strerror}); give a folder you may write to"
+            ) from None
+        if settings.resume == "never" and not settings.debug and any(self.checkpoints.glob("step_*")):
+            raise UserError(
+                f"{self.path} already holds a run and --resume is never; give another --out or remove the folder"
+            )
+        self.mark("in-progress")
+        text = yaml.safe_dump(_plain(asdict(settings)), sort_keys=False)
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        (self.path / "config.yaml").write_text(f"# {command}\n# python {platform.python_version()}\n{text}")
+
+    def mark(self, state: str) -> None:
+        """Shows that the run is `in-progress`, `completed` or `failed`."""
+        for other in _STATES:
+            (self.path / other).unlink(missing_ok=True)
+        (self.path / state).touch()
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """summary.json, in one move."""
+        write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a text file in one move, so that a reader sees the old or the new one whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value

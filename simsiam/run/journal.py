@@ -1,0 +1,165 @@
+"""What a run tells: the banner, metrics, progress, pictures, replaced files, the summary; and how it stops."""
+
+import resource
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torchvision.io import write_png
+
+from simsiam.data.image_set import ImageSet
+from simsiam.data.loaders import Crops
+from simsiam.distributed.collectives import mean_over_ranks, sum_over_ranks
+from simsiam.distributed.runtime import Runtime
+from simsiam.errors import TrainingStopped
+from simsiam.run.folder import RunFolder
+from simsiam.run.metrics import Metrics
+from simsiam.run.pictures import view_grid
+from simsiam.run.progress import Progress
+from simsiam.settings.derive import Numbers
+from simsiam.settings.tree import Run
+from simsiam.training.clock import Clock
+from simsiam.training.finite import FiniteGuard
+from simsiam.training.state import TrainState
+from simsiam.training.step import StepResult
+
+
+class Journal:
+    """The record of one run; every rank has one, rank 0's writes.
+
+    Args:
+        facts: what the banner says besides the numbers, by name.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        settings: Run,
+        numbers: Numbers,
+        runtime: Runtime,
+        state: TrainState,
+        facts: dict[str, str],
+    ) -> None:
+        self._folder, self._settings, self._numbers, self._runtime = folder, settings, numbers, runtime
+        self._metrics = Metrics(folder.path if runtime.is_main else None, state.step)
+        self._progress = Progress(numbers.stop_step, state.step, shown=runtime.is_main, hidden=settings.hide_progress)
+        self._began, self._first_step = time.perf_counter(), state.step
+        self._bad: set[int] = set()
+        self.summary: dict[str, Any] = {}
+        self.say(banner(settings, numbers, runtime, state, facts))
+
+    def say(self, text: str) -> None:
+        """A line on rank 0."""
+        self._progress.say(text)
+
+    def first_views(self, views: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Hands on the views of a step's micro-batches; the first the run ever sees become a picture."""
+        for number, images in enumerate(views):
+            if number == 0 and self._runtime.is_main and not (self._folder.path / "first_views.png").exists():
+                picture = view_grid(images, self._settings.views)
+                write_png(picture, str(self._folder.path / "first_views.png"))
+                self._metrics.pictures("first_views", picture)
+            yield images
+
+    def stepped(self, micro_batches: list[Crops], images: ImageSet) -> None:
+        """Moves the progress on by a step, and lists images that could not be read, each once a run."""
+        self._progress.stepped()
+        for sample, reason in (pair for crops in micro_batches for pair in crops.replaced):
+            if sample not in self._bad:
+                self._bad.add(sample)
+                with self._folder.bad_files.open("a") as file:
+                    file.write(f"{images.name(sample)}\t{reason}\n")
+
+    def log(
+        self, state: TrainState, result: StepResult, clock: Clock, measures: dict[str, Any], text: str = ""
+    ) -> None:
+        """A line of metrics and a look for the eyes. Every rank must call it."""
+        step, numbers = state.step, self._numbers
+        timing = clock.read()
+        values = {
+            "epoch": round(step / numbers.steps_per_epoch, 4),
+            "loss": mean_over_ranks(result.loss).item(),
+            **measures,
+            "grad_norm": result.grad_norm.item(),
+            **{f"lr/{group['name']}": group["lr"] for group in state.optimizer.param_groups},
+            **timing,
+            "memory_bytes": memory_bytes(self._runtime.device),
+        }
+        if "encoder" in (group["name"] for group in state.optimizer.param_groups):
+            values["lr"] = values["lr/encoder"]
+        if state.precision.scaler.is_enabled():
+            values["loss_scale"] = state.precision.scaler.get_scale()
+        self._metrics.write(step, values)
+        self.summary.update({"step": step, "loss": values["loss"], **measures})
+        waiting = 100 * timing["data_seconds"] / max(timing["step_seconds"], 1e-9)
+        done = step - self._first_step
+        left = (time.perf_counter() - self._began) / max(done, 1) * (numbers.stop_step - step)
+        self._progress.report(
+            step, f"epoch {values['epoch']:.2f}  loss {values['loss']:.4f}  {text}  {timing['pairs_per_second']:.0f} pairs/s"
+            f"  data {waiting:.0f}%", left,
+        )  # fmt: skip
+
+    def knn(self, step: int, accuracy: float) -> None:
+        """An answer of the kNN monitor, percent."""
+        self._metrics.write(step, {"knn": accuracy})
+        self.say(f"step {step}  kNN {accuracy:.2f}%")
+        best = max(accuracy, self.summary.get("knn_best", 0.0))
+        self.summary.update({"knn": accuracy, "knn_best": best, **({"knn_random": accuracy} if step == 0 else {})})
+
+    def stop_unless_finite(self, guard: FiniteGuard, newest: Path | None) -> None:
+        """Ends the run where a step's loss or gradient was not finite; nothing of it was saved or applied."""
+        step = guard.first_bad()
+        if step is not None:
+            kept = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
+            self.stop(
+                f"loss or gradient was not finite at step {step}; no update was made from it and {kept}; lower optim.lr or try --precision fp32"
+            )
+
+    def stop(self, reason: str) -> NoReturn:
+        """Ends the run as failed, with its reason, on every rank."""
+        self._end("failed", {"reason": reason})
+        raise TrainingStopped(f"{self._folder.path}: {reason}")
+
+    def finish(self, **figures: Any) -> None:
+        """Ends the run as completed, with the figures of summary.json. Every rank must call it."""
+        bad = int(sum_over_ranks(torch.tensor(len(self._bad), device=self._runtime.device)))
+        self._end("completed", {**figures, "replaced_images": bad})
+        listed = f", {bad} images could not be read, see {self._folder.bad_files}" if bad else ""
+        self.say(f"completed in {self.summary['seconds']:.0f} s{listed}; results in {self._folder.path}")
+
+    def _end(self, how: str, figures: dict[str, Any]) -> None:
+        self._progress.close()
+        self._metrics.close()
+        self.summary.update({"state": how, "seconds": time.perf_counter() - self._began, **figures})
+        if self._runtime.is_main:
+            self._folder.write_summary(self.summary)
+            self._folder.mark(how)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The most memory so far: allocated on the GPU, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def banner(settings: Run, numbers: Numbers, runtime: Runtime, state: TrainState, facts: dict[str, str]) -> str:
+    """The effective settings of a run, a line each."""
+    groups = (
+        f"{group['name']} {schedule.peak:g} {schedule.shape}"
+        for group, schedule in zip(state.optimizer.param_groups, state.schedules, strict=True)
+    )
+    pieces = f" = {settings.accumulate} micro-batches of {numbers.micro_batch}" if settings.accumulate > 1 else ""
+    lines = {
+        **facts,
+        "batch": f"{numbers.global_batch} images a step over {runtime.world_size} rank(s), {numbers.rank_batch} each{pieces}",
+        "batch norm": f"over {numbers.bn_group} images of a view",
+        "rates": ", ".join(groups) + f" ({settings.optim.name})",
+        "steps": f"{numbers.steps_per_epoch} an epoch, {numbers.total_steps} in {settings.epochs} epochs, "
+        f"from {state.step} to {numbers.stop_step}",
+        "device": f"{runtime.device}, {settings.precision}",
+    }
+    return "\n".join(f"{name:>12}  {value}" for name, value in lines.items())

@@ -1,0 +1,66 @@
+"""metrics.jsonl and TensorBoard from one call, on rank 0."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+class Metrics:
+    """Writes scalars of a run. On a resume at step s the lines of later steps are cut off, so each step stands once.
+
+    Args:
+        folder: the run folder; None writes nothing (ranks other than 0).
+        step: the step the run goes on from.
+    """
+
+    def __init__(self, folder: Path | None, step: int = 0) -> None:
+        self._file, self._board = None, None
+        if folder is None:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = folder / "metrics.jsonl"
+        kept = [line for line in path.read_text().splitlines() if _step(line) <= step] if path.exists() and step else []
+        path.write_text("".join(line + "\n" for line in kept))
+        self._file = path.open("a")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """One line: step and values, numbers or strings; numbers go to TensorBoard too. NaN is written as null."""
+        if self._file is None:
+            return
+        line = {"step": step, **{key: _number(value) for key, value in values.items()}}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for key, value in values.items():
+            if isinstance(value, (int, float)):
+                self._board.add_scalar(key, value, step)
+
+    def pictures(self, name: str, images: Tensor) -> None:
+        """A picture, uint8 (3, H, W), for TensorBoard."""
+        if self._board is not None:
+            self._board.add_image(name, images, 0)
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
+
+
+def _step(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # a line cut off by a crash
+        return 1 << 62
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, float):
+        return (
+            round(value, 6) if math.isfinite(value) and abs(value) > 1e-3 else (value if math.isfinite(value) else None)
+        )
+    return value

@@ -1,0 +1,47 @@
+"""One line on a terminal, plain lines in a pipe; rank 0 only."""
+
+import sys
+from datetime import timedelta
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Shows where a run is.
+
+    Args:
+        total, done: steps of the run, and those already behind it.
+        shown: False on other ranks; `bar` False gives plain lines even on a terminal.
+    """
+
+    def __init__(self, total: int, done: int, *, shown: bool, hidden: bool) -> None:
+        self._total, self._shown = total, shown
+        terminal = shown and not hidden and sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=done, unit=" step", dynamic_ncols=True) if terminal else None
+        self._lines = shown and not hidden and not terminal
+
+    def stepped(self) -> None:
+        """Moves on by one step."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def report(self, step: int, text: str, seconds_left: float) -> None:
+        """Shows the newest measures."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+        elif self._lines:
+            print(f"step {step}/{self._total}  {text}  eta {timedelta(seconds=round(seconds_left))}", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line of its own, which `--hide_progress` does not silence."""
+        if not self._shown:
+            return
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Ends the line."""
+        if self._bar is not None:
+            self._bar.close()

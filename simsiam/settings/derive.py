@@ -1,0 +1,59 @@
+"""Settings + number of ranks and images -> the numbers of the run, checked before anything is built."""
+
+from dataclasses import dataclass
+
+from simsiam.errors import UserError
+from simsiam.settings.tree import Run
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What follows from the settings.
+
+    Attributes:
+        rank_batch: images per step on one rank; micro_batch: per forward on one rank.
+        bn_group: images of one view that share batch-norm statistics.
+        steps_per_epoch: whole global batches in an epoch; the rest of the epoch's order is dropped.
+        total_steps: length of the schedule; stop_step: where this run ends.
+        peak_lr: what the optimiser sees at the top of the schedule.
+    """
+
+    global_batch: int
+    rank_batch: int
+    micro_batch: int
+    bn_group: int
+    steps_per_epoch: int
+    total_steps: int
+    stop_step: int
+    peak_lr: float
+
+
+def derive(settings: Run, world_size: int, num_images: int) -> Numbers:
+    """The run's numbers. Raises UserError where they do not work out."""
+    batch, pieces = settings.batch_size, world_size * settings.accumulate
+    if min(batch, settings.accumulate, settings.epochs) < 1:
+        raise UserError("--batch-size, --accumulate and --epochs must be at least 1")
+    if batch % pieces:
+        lower, upper = batch // pieces * pieces, -(-batch // pieces) * pieces
+        near = " or ".join(str(b) for b in (lower, upper) if b)
+        raise UserError(
+            f"--batch-size {batch} does not divide over {world_size} ranks x {settings.accumulate} micro-batches; take {near}"
+        )
+    if num_images < batch:
+        raise UserError(
+            f"--batch-size {batch} is larger than the training set of {num_images} images; take {num_images // pieces * pieces or 'fewer ranks'}"
+            if num_images >= pieces
+            else f"The training set of {num_images} images is too small for {pieces} ranks x micro-batches; use fewer ranks"
+        )
+    steps_per_epoch = num_images // batch
+    total = settings.epochs * steps_per_epoch
+    return Numbers(
+        global_batch=batch,
+        rank_batch=batch // world_size,
+        micro_batch=batch // pieces,
+        bn_group=batch // settings.accumulate,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        stop_step=min(total, settings.max_steps or total),
+        peak_lr=settings.optim.lr * batch / 256,
+    )

@@ -1,0 +1,165 @@
+"""Defaults < recipe < command line, with an error that names the nearest known key."""
+
+import difflib
+import os
+import sys
+from dataclasses import fields, is_dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_parsing_settings
+
+from simsiam.errors import UserError
+from simsiam.settings.tree import Run
+
+S = TypeVar("S", bound=Run)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes inside the package."""
+    return sorted(
+        p.name.removesuffix(".yaml") for p in resources.files("simsiam.recipes").iterdir() if p.name.endswith(".yaml")
+    )
+
+
+def find_recipe(name_or_file: str) -> Path:
+    """Path of a recipe given by name or by file. Raises UserError with the nearest names."""
+    path = Path(name_or_file)
+    if path.is_file():
+        return path
+    named = Path(str(resources.files("simsiam.recipes") / f"{name_or_file}.yaml"))
+    if named.is_file():
+        return named
+    near = difflib.get_close_matches(name_or_file, recipe_names(), n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "see `simsiam recipes` for their names"
+    raise UserError(f"No recipe or file is called {name_or_file!r}; {hint}")
+
+
+def parse(kind: type[S], argv: list[str] | None = None, *, recipe: str, prog: str) -> S:
+    """Settings of one training command.
+
+    Args:
+        kind: the dataclass of the command's settings.
+        argv: the command line; `sys.argv[1:]` by default.
+        recipe: the recipe taken where the command line names none.
+        prog: the command's name in help and messages.
+
+    Raises:
+        UserError: an unknown recipe, key or value.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    name, words = _take_recipe(_words(argv, kind))
+    path = find_recipe(name or recipe)
+    parser = _parser(kind, prog, recipe)
+    known = list(_keys(kind))
+    _check_file(path, known)
+    try:
+        parsed = parser.parse_args(["--recipe", str(path), *words])
+    except ArgumentError as error:
+        raise UserError(_explain(str(error), known, prog)) from None
+    parsed.pop("recipe", None)
+    settings = parser.instantiate(parsed)
+    settings = kind(**{f.name: settings[f.name] for f in fields(kind)})
+    settings = replace(
+        settings,
+        data=settings.data or os.environ.get("DATA", ""),
+        out=settings.out or str(Path(os.environ.get("LOG", "runs")) / path.stem),
+    )
+    return _debugged(settings) if settings.debug else settings
+
+
+def _parser(kind: type[Run], prog: str, recipe: str) -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=prog, exit_on_error=False, description=f"Keys may be written with - or _. Default recipe: {recipe}."
+    )
+    parser.add_argument(
+        "-c", "--recipe", action=ActionConfigFile, help="Recipe by name (`simsiam recipes`) or YAML file."
+    )
+    parser.add_class_arguments(kind)
+    return parser
+
+
+def _keys(kind: type, prefix: str = "") -> Any:
+    for f in fields(kind):
+        yield prefix + f.name
+        if is_dataclass(f.type):
+            yield from _keys(f.type, f"{prefix}{f.name}.")
+
+
+def _words(argv: list[str], kind: type[Run]) -> list[str]:
+    """The habits of other tools as jsonargparse's: kebab-case keys, bare switches, `--method NAME`."""
+    switches = {f"--{f.name}" for f in fields(kind) if f.type is bool}
+    words: list[str] = []
+    for position, word in enumerate(argv):
+        if not word.startswith("--"):
+            words.append(word)
+            continue
+        key, equals, value = word.partition("=")
+        key = key.replace("-", "_").replace("__", "--", 1)
+        if key == "--method":
+            key = "--method.name"
+        following = argv[position + 1] if position + 1 < len(argv) else "--"
+        if key in switches and not equals and following.lower() not in ("true", "false"):
+            equals, value = "=", "true"
+        words.append(key + equals + value)
+    return words
+
+
+def _take_recipe(words: list[str]) -> tuple[str, list[str]]:
+    """The recipe apart from the rest, so that an override counts wherever it stands on the line."""
+    name, rest = "", []
+    iterator = iter(words)
+    for word in iterator:
+        if word in ("-c", "--recipe"):
+            name = next(iterator, "")
+        elif word.startswith("--recipe="):
+            name = word.removeprefix("--recipe=")
+        else:
+            rest.append(word)
+    return name, rest
+
+
+def _check_file(path: Path, known: list[str]) -> None:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML ({str(error).splitlines()[0]}); a recipe is a plain YAML file") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no settings; a recipe is a YAML file of `key: value` lines")
+    for key, value in content.items():
+        inner = [f"{key}.{k}" for k in value] if isinstance(value, dict) and f"{key}." in "".join(known) else []
+        for dotted in [str(key), *inner]:
+            if dotted not in known and not dotted.startswith("method."):
+                raise UserError(f"Unknown setting {dotted!r} in {path}{_nearest(dotted, known)}")
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = near or [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]][:1]
+    return f"; did you mean {near[0]!r}?" if near else "; see --help for the known ones"
+
+
+def _explain(message: str, known: list[str], prog: str) -> str:
+    marker = "unrecognized arguments: "
+    if marker in message:
+        word = message.partition(marker)[2].split()[0]
+        key = word.partition("=")[0].lstrip("-")
+        return f"Unknown setting {key!r} for {prog}{_nearest(key, known)}"
+    return f"{prog}: {' '.join(message.split())}"
+
+
+def _debugged(settings: S) -> S:
+    """The same run in seconds: small batch, two steps, every later stage."""
+    return replace(
+        settings,
+        batch_size=16 * settings.accumulate,
+        epochs=1,
+        max_steps=2,
+        workers=min(settings.workers, 1),
+        log_every=1,
+        out=settings.out.rstrip("/") + "-debug",
+        resume="never",
+    )

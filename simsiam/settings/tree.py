@@ -1,0 +1,176 @@
+"""Every setting of every training command, with its unit and meaning; that text is the `--help`."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Views:
+    """How a view is made from an image (recipes: MoCo v2's list, in the order crop, jitter, gray, blur, flip)."""
+
+    size: int = 224
+    """Side of a view, pixels."""
+    scale: tuple[float, float] = (0.2, 1.0)
+    """Smallest and largest crop, as a fraction of the image's area."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest width / height of a crop."""
+    jitter: float = 0.8
+    """Probability of colour jitter, whose four parts come in random order."""
+    brightness: float = 0.4
+    """Brightness factor is uniform in 1 -+ this."""
+    contrast: float = 0.4
+    """Contrast factor is uniform in 1 -+ this, around the image's own mean gray."""
+    saturation: float = 0.4
+    """Saturation factor is uniform in 1 -+ this."""
+    hue: float = 0.1
+    """Hue shift is uniform in -+ this, in turns of the HSV circle."""
+    gray: float = 0.2
+    """Probability of grayscale."""
+    blur: float = 0.5
+    """Probability of Gaussian blur; the paper's CIFAR setting has none."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Smallest and largest standard deviation of the blur, pixels."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    resize: int = 256
+    """Shorter side before the centre crop of an evaluation image, pixels; equal to `size` crops nothing away."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of red, green and blue that normalisation subtracts, in 0..1."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of red, green and blue that normalisation divides by, in 0..1."""
+
+
+@dataclass(frozen=True)
+class Optim:
+    """The optimiser and its rate over time."""
+
+    name: Literal["sgd", "lars"] = "sgd"
+    """sgd, or timm's LARS with adaptation always on (from batch 1024 up, and for linear classification)."""
+    lr: float = 0.05
+    """Base learning rate, for 256 images a step; the optimiser gets lr x batch_size / 256."""
+    momentum: float = 0.9
+    """Momentum of SGD and LARS, without dampening or Nesterov."""
+    weight_decay: float = 1e-4
+    """Weight decay, added to the gradient; the paper decays every parameter, batch-norm and bias included."""
+    exclude_1d: bool = False
+    """Leave biases and batch-norm parameters out of weight decay and of LARS adaptation."""
+    trust_coefficient: float = 0.001
+    """LARS: the rate of a tensor is lr x this x |w| / |g|."""
+    schedule: Literal["cosine", "steps", "constant"] = "cosine"
+    """cosine to 0 over `epochs`; steps multiplies by `decay` at `milestones`; constant."""
+    per: Literal["epoch", "step"] = "epoch"
+    """How often the cosine moves; the official code moves it once an epoch."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up from 0, always moved once a step; the paper warms up for 10 from batch 1024."""
+    milestones: tuple[float, ...] = ()
+    """Epochs at which `steps` lowers the rate."""
+    decay: float = 0.1
+    """What `steps` multiplies the rate by at a milestone."""
+    predictor_lr: Literal["constant", "cosine"] = "constant"
+    """constant holds the predictor at the initial rate from the first step (68.1 against 67.7); cosine is the baseline."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """When a run is called unwell. The measures are in docs/metrics.md."""
+
+    on_collapse: Literal["warn", "stop"] = "warn"
+    """What to do when the verdict is `collapsed`: say so and go on, or save and stop."""
+    collapsed_std: float = 0.1
+    """Collapsed below this std of z/|z| x sqrt(d); 1 is an even spread, 0 one point."""
+    warn_std: float = 0.5
+    """A warning below this std of z/|z| x sqrt(d)."""
+    warn_rank: float = 3.0
+    """A warning below this effective rank of a batch's projections."""
+
+
+@dataclass(frozen=True)
+class Knn:
+    """The kNN monitor: training images under the test transform vote on the validation images."""
+
+    k: int = 200
+    """Neighbours that vote."""
+    temperature: float = 0.1
+    """A vote weighs exp(cosine similarity / temperature)."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """When a checkpoint is written and how many stay."""
+
+    every_epochs: float = 1.0
+    """Epochs between checkpoints; 0 is never."""
+    every_steps: int = 0
+    """Steps between checkpoints; 0 is never."""
+    keep: int = 2
+    """Newest complete checkpoints that stay on disk."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all training commands share."""
+
+    data: str = ""
+    """Image folder (with train/ and val/), or built in: shapes, digits, cifar10[:ROOT], cifar100[:ROOT], stl10[:ROOT].
+    Default: $DATA."""
+    out: str = ""
+    """Run folder. Default: $LOG, or runs, and in it the recipe's name."""
+    batch_size: int = 512
+    """Images per optimiser step over all ranks, nodes and micro-batches."""
+    accumulate: int = 1
+    """Micro-batches per step; batch-norm statistics are then those of a micro-batch."""
+    epochs: int = 100
+    """Length of the run and of the learning-rate schedule."""
+    max_steps: int = 0
+    """Stop after this many steps with the schedule unchanged; 0 is no limit."""
+    seed: int = 0
+    """Seed of the initial weights, the sample order and every view."""
+    workers: int = 8
+    """Loader worker processes per rank; 0 loads in the training process."""
+    loader: Literal["auto", "torchvision", "resident"] = "auto"
+    """torchvision decodes in worker processes; resident keeps a small decoded set in memory; auto says what it took."""
+    download: bool = False
+    """Download a built-in dataset that is not on disk."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto is cuda where there is one."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Autocast type of the network; loss and batch-norm statistics stay in float32; fp16 scales the loss."""
+    resume: str = "auto"
+    """auto goes on from the newest checkpoint in the run folder, never starts anew, PATH takes that checkpoint folder."""
+    log_every: int = 50
+    """Steps between lines in metrics.jsonl."""
+    hide_progress: bool = False
+    """No progress bar."""
+    debug: bool = False
+    """A trial of everything in seconds: 64 images, two steps, then every later stage."""
+    views: Views = field(default_factory=Views)
+    optim: Optim = field(default_factory=Optim)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+
+
+@dataclass(frozen=True)
+class Pretrain(Run):
+    """Settings of pretrain.py."""
+
+    encoder: str = "resnet50"
+    """A torchvision ResNet, cifar_resnet18, cifar_resnet34, resnet20, resnet32, resnet56, resnet110, or timm:NAME."""
+    method: dict[str, Any] = field(default_factory=lambda: {"name": "simsiam"})
+    """name of the method, and its own options as method.OPTION."""
+    knn_every: int = 1
+    """Epochs between runs of the kNN monitor; 0 is never."""
+    knn: Knn = field(default_factory=Knn)
+    health: Health = field(default_factory=Health)
+
+
+@dataclass(frozen=True)
+class Linear(Run):
+    """Settings of lincls.py. `views` describes the training crops; batch-norm is frozen."""
+
+    pretrained: str = ""
+    """Encoder to measure: a run folder, an encoder file, or an official checkpoint; `random` measures random weights."""
+    encoder: str = ""
+    """Name of the encoder where the file does not say it."""
+    evaluate: bool = False
+    """Only validate the classifier of the run folder."""
+    val_every: int = 1
+    """Epochs between validations."""

@@ -1,0 +1,32 @@
+"""A module and its settings -> the state that training moves: device, layout, data parallelism, optimiser."""
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from simsiam.distributed.runtime import Runtime
+from simsiam.optim.build import build_optimizer
+from simsiam.settings.derive import Numbers
+from simsiam.settings.tree import Run
+from simsiam.training.precision import Precision
+from simsiam.training.state import TrainState
+
+
+def build_state(module: nn.Module, settings: Run, numbers: Numbers, runtime: Runtime) -> TrainState:
+    """The state at step 0. `module` has `parameter_groups()` and `after_step()`, and returns an object with `loss`."""
+    module.to(runtime.device, memory_format=torch.channels_last).train()
+    optimizer, schedules = build_optimizer(
+        module.parameter_groups(), settings.optim, numbers.peak_lr, settings.epochs, numbers.steps_per_epoch
+    )
+    model = module
+    if runtime.world_size > 1:
+        model = DistributedDataParallel(
+            module,
+            device_ids=[runtime.device] if runtime.device.type == "cuda" else None,
+            # Batch-norm statistics are the same on all ranks already: they are made from all ranks' images.
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            static_graph=settings.accumulate == 1,
+        )
+    precision = Precision(settings.precision, runtime.device)
+    return TrainState(module, model, optimizer, schedules, precision, settings.accumulate)

@@ -1,0 +1,27 @@
+"""fp32, bf16 or fp16: the autocast of a forward pass, and the loss scale that fp16 needs."""
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from simsiam.errors import UserError
+
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """Autocast and gradient scaling of a run.
+
+    Args:
+        name: fp32, bf16 or fp16. Only fp16 scales: its smallest normal number, 6e-5, is above SimSiam's gradients.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            raise UserError("--precision bf16 is not supported by this GPU; take --precision fp16 or fp32")
+        self.name, self.device = name, device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def autocast(self) -> AbstractContextManager:
+        """The context of a forward pass."""
+        return torch.autocast(self.device.type, dtype=_TYPES.get(self.name), enabled=self.name in _TYPES)

@@ -1,0 +1,64 @@
+"""The training step: autocast, forward, backward, finite check, optimiser, moving averages.
+
+Nothing here waits for the device (but LARS with a non-finite check, which must know before it updates).
+"""
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from simsiam.training.state import TrainState
+
+
+class StepResult(NamedTuple):
+    """Detached, on the device. `output` is the last micro-batch's, whatever the module returned, `loss` the mean."""
+
+    loss: Tensor
+    grad_norm: Tensor
+    finite: Tensor
+    output: tuple
+
+
+def train_step(state: TrainState, micro_batches: Iterable[tuple[Tensor, ...]]) -> StepResult:
+    """One optimiser step over `state.accumulate` micro-batches of inputs to the model; the model returns `.loss`.
+
+    Where the loss or a gradient is not finite no parameter moves; fp16 overflow alone is part of scaling.
+    """
+    for group, schedule in zip(state.optimizer.param_groups, state.schedules, strict=True):
+        group["lr"] = schedule.at(state.step)
+    state.optimizer.zero_grad(set_to_none=True)
+    scaler, losses = state.precision.scaler, []
+    for number, inputs in enumerate(micro_batches, start=1):
+        # Gradients cross the ranks once a step, with the last micro-batch.
+        waits = number < state.accumulate and isinstance(state.model, DistributedDataParallel)
+        with state.model.no_sync() if waits else nullcontext():
+            with state.precision.autocast():
+                output = state.model(*inputs)
+            scaler.scale(output.loss / state.accumulate).backward()
+        losses.append(output.loss.detach())
+    scaler.unscale_(state.optimizer)
+    gradients = [p.grad for g in state.optimizer.param_groups for p in g["params"] if p.grad is not None]
+    grad_norm = torch.nn.utils.get_total_norm(gradients)
+    loss = torch.stack(losses).mean()
+    finite = loss.isfinite() & grad_norm.isfinite()
+    _update(state, finite)
+    state.module.after_step()
+    state.step += 1
+    return StepResult(loss, grad_norm, finite, output)
+
+
+def _update(state: TrainState, finite: Tensor) -> None:
+    scaler, optimizer = state.precision.scaler, state.optimizer
+    if scaler.is_enabled():
+        scaler.step(optimizer)
+        scaler.update()
+    elif optimizer.defaults.get("fused"):
+        # The fused kernel takes the flag on the device and leaves everything as it is where it is set.
+        optimizer.found_inf, optimizer.grad_scale = (~finite).float(), None
+        optimizer.step()
+    elif finite:
+        optimizer.step()
