@@ -8,6 +8,7 @@
 The same command goes on where an interrupted run stopped. Results are in the run folder: --out, or runs/RECIPE.
 """
 
+import json
 from typing import TYPE_CHECKING
 
 from simsiam.errors import ends_with_a_sentence
@@ -76,7 +77,7 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     journal = Journal(folder, settings, numbers, runtime, state, facts)
     clock, guard, spe = Clock(numbers.global_batch), FiniteGuard(runtime.device), numbers.steps_per_epoch
     if state.step == 0 and monitor.cheap:
-        journal.knn(0, monitor.accuracy(method.encoder))
+        journal.answer(0, knn=monitor.accuracy(method.encoder))
     clock.restart()
 
     for micro_batches in clock.timed(loader.steps(state.step, numbers.stop_step)):
@@ -97,12 +98,13 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
             checkpoints.save(state)
             clock.restart()
         if monitor.on and (last or due(step, settings.knn_every * spe)):
-            journal.knn(step, monitor.accuracy(method.encoder))
+            journal.answer(step, knn=monitor.accuracy(method.encoder))
             clock.restart()
 
     if runtime.is_main:
-        about = {"method": settings.method["name"], "step": str(state.step), "mean": str(list(settings.views.mean))}
-        write_encoder(method.encoder, folder.encoder, metadata={**about, "std": str(list(settings.views.std))})
+        mean, std = (json.dumps(values) for values in (settings.views.mean, settings.views.std))
+        about = {"source": settings.method["name"], "step": str(state.step), "pixel_mean": mean, "pixel_std": std}
+        write_encoder(method.encoder, folder.encoder, metadata=about)
     journal.finish()
 
 

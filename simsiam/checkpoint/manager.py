@@ -31,7 +31,11 @@ class Checkpoints:
         temporary = self.folder / f".step_{state.step:08d}.tmp"
         self.runtime.on_main(lambda: self._prepare(temporary))
         # One thread: with more, a failed write inside a thread can go unreported (pytorch#191391).
-        dcp.save(state.tensors(), storage_writer=dcp.FileSystemWriter(temporary, thread_count=1, sync_files=True))
+        dcp.save(
+            state.tensors(),
+            no_dist=self.runtime.world_size == 1,
+            storage_writer=dcp.FileSystemWriter(temporary, thread_count=1, sync_files=True),
+        )
         self.runtime.on_main(lambda: self._publish(temporary, final))
         return final
 
@@ -43,7 +47,7 @@ class Checkpoints:
         """Fills the state, on any number of ranks. Raises UserError where the checkpoint does not fit the settings."""
         tensors = state.tensors()
         try:
-            dcp.load(tensors, storage_reader=dcp.FileSystemReader(path))
+            dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=self.runtime.world_size == 1)
         except (dcp.CheckpointException, RuntimeError, ValueError, OSError) as error:  # the first is a BaseException
             reason = " ".join(str(error).split())[-300:]
             raise UserError(

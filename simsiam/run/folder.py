@@ -57,6 +57,8 @@ class RunFolder:
             raise UserError(
                 f"{self.path} already holds a run and --resume is never; give another --out or remove the folder"
             )
+        # An encoder file of an earlier end would be taken for this run's; its weights are in the checkpoint too.
+        self.encoder.unlink(missing_ok=True)
         self.mark("in-progress")
         text = yaml.safe_dump(_plain(asdict(settings)), sort_keys=False)
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

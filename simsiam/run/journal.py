@@ -102,12 +102,20 @@ class Journal:
             f"  data {waiting:.0f}%", left,
         )  # fmt: skip
 
-    def knn(self, step: int, accuracy: float) -> None:
-        """An answer of the kNN monitor, percent."""
-        self._metrics.write(step, {"knn": accuracy})
-        self.say(f"step {step}  kNN {accuracy:.2f}%")
-        best = max(accuracy, self.summary.get("knn_best", 0.0))
-        self.summary.update({"knn": accuracy, "knn_best": best, **({"knn_random": accuracy} if step == 0 else {})})
+    def answer(self, step: int, **figures: float) -> None:
+        """An evaluation on the way, figures in percent: a line of metrics, a sentence, and the summary's last and best."""
+        self._metrics.write(step, figures)
+        self.say(f"step {step}  " + "  ".join(f"{name} {value:.2f}%" for name, value in figures.items()))
+        for name, value in figures.items():
+            history = self._metrics.series(name)
+            best = {f"{name}_best": max(v for _, v in history)} if history else {}
+            start = {f"{name}_random": history[0][1]} if history and history[0][0] == 0 else {}
+            self.summary.update({name: value, **best, **start})
+
+    def is_best(self, name: str) -> bool:
+        """Whether the newest answer is the best so far; on rank 0."""
+        history = self._metrics.series(name)
+        return bool(history) and history[-1][1] == max(value for _, value in history)
 
     def stop_unless_finite(self, guard: FiniteGuard, newest: Path | None) -> None:
         """Ends the run where a step's loss or gradient was not finite; nothing of it was saved or applied."""

@@ -18,14 +18,14 @@ class Metrics:
 
     def __init__(self, folder: Path | None, step: int = 0) -> None:
         self._file, self._board = None, None
+        self._path = folder / "metrics.jsonl" if folder else None
         if folder is None:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        path = folder / "metrics.jsonl"
-        kept = [line for line in path.read_text().splitlines() if _step(line) <= step] if path.exists() and step else []
-        path.write_text("".join(line + "\n" for line in kept))
-        self._file = path.open("a")
+        lines = self._path.read_text().splitlines() if self._path.exists() and step else []
+        self._path.write_text("".join(line + "\n" for line in lines if _step(line) <= step))
+        self._file = self._path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
@@ -38,6 +38,11 @@ class Metrics:
         for key, value in values.items():
             if isinstance(value, (int, float)):
                 self._board.add_scalar(key, value, step)
+
+    def series(self, key: str) -> list[tuple[int, float]]:
+        """(step, value) of a scalar over the whole run, from before a resume too; empty on ranks other than 0."""
+        lines = map(json.loads, self._path.read_text().splitlines()) if self._path else ()
+        return [(line["step"], line[key]) for line in lines if line.get(key) is not None]
 
     def pictures(self, name: str, images: Tensor) -> None:
         """A picture, uint8 (3, H, W), for TensorBoard."""

@@ -1,0 +1,33 @@
+"""`simsiam COMMAND`, for everything that is no training job."""
+
+import argparse
+from importlib import import_module
+
+from simsiam.errors import ends_with_a_sentence
+
+_COMMANDS = {
+    "extract": "simsiam.commands.extract",
+    "check-data": "simsiam.commands.check_data",
+    "recipes": "simsiam.commands.recipes",
+    "quickstart": "simsiam.commands.quickstart",
+}
+
+
+@ends_with_a_sentence
+def main() -> None:
+    """Runs one command: each is a module with HELP, add_arguments(parser) and run(arguments)."""
+    parser = argparse.ArgumentParser(
+        prog="simsiam", description="What goes with pretrain.py, lincls.py and semisup.py."
+    )
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, path in _COMMANDS.items():
+        module = import_module(path)
+        command = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()
