@@ -1,6 +1,6 @@
 """Trains a linear classifier on the frozen features of an encoder, and validates it.
 
-    torchrun --nproc_per_node=8 lincls.py --data IMAGENET --pretrained runs/imagenet-r50-100ep      the official protocol
+    torchrun --nproc_per_node=8 lincls.py --data IMAGENET --pretrained runs/imagenet-r50-100ep     the official protocol
     python lincls.py --recipe lincls-cifar10 --pretrained runs/cifar10-r18
     python lincls.py -c runs/lincls-cifar10/config.yaml --evaluate                                  validate again
     python lincls.py --help
@@ -99,7 +99,7 @@ def lincls(settings: Linear, runtime: "Runtime", folder: "RunFolder") -> None:
 
     facts = {
         "encoder": f"{settings.pretrained} ({probe.encoder.encoder_name}), frozen",
-        "data": f"{settings.data}, {len(images):,} training and {len(val):,} validation images, {len(images.classes)} classes",
+        "data": f"{settings.data}, {len(images.classes)} classes, {len(images):,} images, {len(val):,} to validate on",
         "loader": loader_is,
         "resumed": str(found or "no, from step 0"),
     }

@@ -44,7 +44,7 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     from simsiam.methods.registry import build_method
     from simsiam.run.journal import Journal
     from simsiam.settings.derive import derive
-    from simsiam.training.build import build_state
+    from simsiam.training.build import build_state, count_parameters
     from simsiam.training.clock import Clock, due
     from simsiam.training.finite import FiniteGuard
     from simsiam.training.health import examine
@@ -68,7 +68,7 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
 
     monitor = KnnMonitor(settings, images, runtime)
     facts = {
-        "method": f"{settings.method['name']}, {settings.encoder}, {sum(p.numel() for p in method.parameters()):,} parameters",
+        "method": f"{settings.method['name']}, {settings.encoder}, {count_parameters(method):,} parameters",
         "data": f"{settings.data}, {len(images):,} images",
         "loader": loader_is,
         "kNN": f"every {settings.knn_every} epoch(s)" if monitor.on else f"off: {monitor.why_off}",

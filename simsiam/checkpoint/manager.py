@@ -71,7 +71,7 @@ class Checkpoints:
             return inside
         if not (path / ".metadata").is_file():
             raise UserError(
-                f"--resume {resume} is no checkpoint; give auto, never, a run folder or one of its checkpoints/step_* folders"
+                f"--resume {resume} is no checkpoint; give auto, never, a run folder or one of its checkpoints/step_*"
             )
         return path
 

@@ -52,10 +52,8 @@ def centre_crop(image: Tensor, resize: int, side: int) -> Tensor:
     """uint8 (3, H, W) -> uint8 (side, side, 3): shorter side to `resize`, centre crop, as torchvision on PIL images."""
     height, width = image.shape[1:]
     if min(height, width) != resize:
-        if height <= width:
-            new = (resize, int(resize * width / height))
-        else:
-            new = (int(resize * height / width), resize)
+        portrait = height > width
+        new = (int(resize * height / width), resize) if portrait else (resize, int(resize * width / height))
         image = F.interpolate(image.unsqueeze(0), size=new, mode="bilinear", align_corners=False, antialias=True)[0]
         height, width = new
     top, left = round((height - side) / 2), round((width - side) / 2)

@@ -14,7 +14,7 @@ def open_images(settings: Run, split: str, runtime: Runtime, classes: tuple[str,
     """The images of a split, cut to a few with `--debug`. Raises UserError on every rank alike."""
     if not settings.data:
         raise UserError(
-            "No dataset is given: set --data or the environment variable DATA to a folder with train/ and val/, or --data shapes"
+            "No dataset is given: set --data or DATA to a folder with train/ and val/, or try --data shapes"
         )
     if runtime.world_size > 1:
         runtime.on_main(lambda: len(open_dataset(settings.data, split, download=settings.download, classes=classes)))

@@ -16,7 +16,7 @@ from simsiam.settings.tree import Views
 
 
 class Features(NamedTuple):
-    """This rank's part: features float32 (n, D), labels int64 (n,), sample ids int64 (n,), images that were unreadable."""
+    """This rank's part: features float32 (n, D), labels and sample ids int64 (n,), count of unreadable images."""
 
     features: Tensor
     labels: Tensor

@@ -4,6 +4,7 @@ import resource
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any, NoReturn
 
 import torch
@@ -12,7 +13,7 @@ from torchvision.io import write_png
 
 from simsiam.data.image_set import ImageSet
 from simsiam.data.loaders import Crops
-from simsiam.distributed.collectives import mean_over_ranks, sum_over_ranks
+from simsiam.distributed.collectives import gather_rows, mean_over_ranks
 from simsiam.distributed.runtime import Runtime
 from simsiam.errors import TrainingStopped
 from simsiam.run.folder import RunFolder
@@ -97,13 +98,12 @@ class Journal:
         waiting = 100 * timing["data_seconds"] / max(timing["step_seconds"], 1e-9)
         done = step - self._first_step
         left = (time.perf_counter() - self._began) / max(done, 1) * (numbers.stop_step - step)
-        self._progress.report(
-            step, f"epoch {values['epoch']:.2f}  loss {values['loss']:.4f}  {text}  {timing['pairs_per_second']:.0f} pairs/s"
-            f"  data {waiting:.0f}%", left,
-        )  # fmt: skip
+        rate = f"{timing['pairs_per_second']:.0f} pairs/s  data {waiting:.0f}%"
+        words = [f"epoch {values['epoch']:.2f}", f"loss {values['loss']:.4f}", text, rate]
+        self._progress.report(step, "  ".join(filter(None, words)), left)
 
     def answer(self, step: int, **figures: float) -> None:
-        """An evaluation on the way, figures in percent: a line of metrics, a sentence, and the summary's last and best."""
+        """An evaluation on the way, in percent: a line of metrics, a sentence, the summary's last and best."""
         self._metrics.write(step, figures)
         self.say(f"step {step}  " + "  ".join(f"{name} {value:.2f}%" for name, value in figures.items()))
         for name, value in figures.items():
@@ -123,7 +123,8 @@ class Journal:
         if step is not None:
             kept = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
             self.stop(
-                f"loss or gradient was not finite at step {step}; no update was made from it and {kept}; lower optim.lr or try --precision fp32"
+                f"loss or gradient was not finite at step {step}; no update was made from it and {kept}; "
+                "lower optim.lr or try --precision fp32"
             )
 
     def stop(self, reason: str) -> NoReturn:
@@ -133,13 +134,17 @@ class Journal:
 
     def finish(self, **figures: Any) -> None:
         """Ends the run as completed, with the figures of summary.json. Every rank must call it."""
-        bad = int(sum_over_ranks(torch.tensor(len(self._bad), device=self._runtime.device)))
+        mine = torch.tensor(sorted(self._bad), dtype=torch.int64, device=self._runtime.device)
+        bad = len(gather_rows(mine).unique())
         self._end("completed", {**figures, "replaced_images": bad})
         listed = f", {bad} images could not be read, see {self._folder.bad_files}" if bad else ""
         self.say(f"completed in {self.summary['seconds']:.0f} s{listed}; results in {self._folder.path}")
 
     def _end(self, how: str, figures: dict[str, Any]) -> None:
         self._progress.close()
+        rates = [rate for _, rate in self._metrics.series("pairs_per_second")]
+        if rates:
+            self.summary["pairs_per_second"] = median(rates)
         self._metrics.close()
         self.summary.update({"state": how, "seconds": time.perf_counter() - self._began, **figures})
         if self._runtime.is_main:
@@ -163,7 +168,7 @@ def banner(settings: Run, numbers: Numbers, runtime: Runtime, state: TrainState,
     pieces = f" = {settings.accumulate} micro-batches of {numbers.micro_batch}" if settings.accumulate > 1 else ""
     lines = {
         **facts,
-        "batch": f"{numbers.global_batch} images a step over {runtime.world_size} rank(s), {numbers.rank_batch} each{pieces}",
+        "batch": f"{numbers.global_batch} images, {numbers.rank_batch} on each of {runtime.world_size} rank(s){pieces}",
         "batch norm": f"over {numbers.bn_group} images of a view",
         "rates": ", ".join(groups) + f" ({settings.optim.name})",
         "steps": f"{numbers.steps_per_epoch} an epoch, {numbers.total_steps} in {settings.epochs} epochs, "

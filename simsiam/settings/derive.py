@@ -37,14 +37,13 @@ def derive(settings: Run, world_size: int, num_images: int) -> Numbers:
         lower, upper = batch // pieces * pieces, -(-batch // pieces) * pieces
         near = " or ".join(str(b) for b in (lower, upper) if b)
         raise UserError(
-            f"--batch-size {batch} does not divide over {world_size} ranks x {settings.accumulate} micro-batches; take {near}"
+            f"--batch-size {batch} does not divide over {world_size} ranks x {settings.accumulate} micro-batches; "
+            f"take {near}"
         )
     if num_images < batch:
-        raise UserError(
-            f"--batch-size {batch} is larger than the training set of {num_images} images; take {num_images // pieces * pieces or 'fewer ranks'}"
-            if num_images >= pieces
-            else f"The training set of {num_images} images is too small for {pieces} ranks x micro-batches; use fewer ranks"
-        )
+        fits = num_images // pieces * pieces
+        remedy = f"take --batch-size {fits}" if fits else "use fewer ranks or micro-batches"
+        raise UserError(f"--batch-size {batch} is larger than the training set of {num_images} images; {remedy}")
     steps_per_epoch = num_images // batch
     total = settings.epochs * steps_per_epoch
     return Numbers(

@@ -67,7 +67,7 @@ class Optim:
     decay: float = 0.1
     """What `steps` multiplies the rate by at a milestone."""
     predictor_lr: Literal["constant", "cosine"] = "constant"
-    """constant holds the predictor at the initial rate from the first step (68.1 against 67.7); cosine is the baseline."""
+    """constant keeps the predictor at the initial rate from the first step (68.1 top-1); cosine is 67.7."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Run:
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Autocast type of the network; loss and batch-norm statistics stay in float32; fp16 scales the loss."""
     resume: str = "auto"
-    """auto goes on from the newest checkpoint in the run folder, never starts anew, PATH takes that checkpoint folder."""
+    """auto goes on from the newest checkpoint of the run folder, never starts anew, PATH takes that one."""
     log_every: int = 50
     """Steps between lines in metrics.jsonl."""
     hide_progress: bool = False
@@ -167,7 +167,7 @@ class Linear(Run):
     """Settings of lincls.py. `views` describes the training crops; batch-norm is frozen."""
 
     pretrained: str = ""
-    """Encoder to measure: a run folder, an encoder file, or an official checkpoint; `random` measures random weights."""
+    """Encoder to measure: run folder, encoder file or official checkpoint; `random` takes random weights."""
     encoder: str = ""
     """Name of the encoder where the file does not say it."""
     evaluate: bool = False

@@ -12,6 +12,11 @@ from simsiam.training.precision import Precision
 from simsiam.training.state import TrainState
 
 
+def count_parameters(module: nn.Module) -> int:
+    """Numbers in the parameters, trained or not."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def build_state(module: nn.Module, settings: Run, numbers: Numbers, runtime: Runtime) -> TrainState:
     """The state at step 0. `module` has `parameter_groups()` and `after_step()`, and returns an object with `loss`."""
     module.to(runtime.device, memory_format=torch.channels_last).train()

@@ -49,5 +49,5 @@ class Clock:
 
 
 def due(step: int, every: float) -> bool:
-    """Whether `step` (from 1) is the first at or after a multiple of `every` steps, which need not be whole; 0: never."""
+    """Whether `step` (from 1) is the first at or after a multiple of `every` steps, whole or not; 0 is never."""
     return every > 0 and int(step / every) > int((step - 1) / every)

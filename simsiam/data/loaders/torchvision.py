@@ -74,7 +74,7 @@ class _CropTasks(Dataset):
             except BadImage as error:
                 replaced.append((taken % total, str(error)))
         raise UserError(
-            f"{len(replaced)} images in a row from {self.images.name(sample)} on cannot be read; run `simsiam check-data`"
+            f"{len(replaced)} images in a row from {self.images.name(sample)} cannot be read; try `simsiam check-data`"
         )
 
 

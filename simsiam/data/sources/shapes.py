@@ -1,8 +1,8 @@
 """`shapes`: ten classes of generated JPEG images, for a first run without any download.
 
 What varies inside a class is what the views vary (crop, cast, light, contrast, gray, flip, noise), so an encoder that
-learns to ignore those has learned the class. With backgrounds or colours free inside a class, a small network finds what
-identifies the image instead, and SimSiam's features get no better than random ones.
+learns to ignore those has learned the class. With backgrounds or colours free inside a class, a small network finds
+what identifies the image instead, and SimSiam's features get no better than random ones.
 """
 
 import os

@@ -1,0 +1,69 @@
+"""`simsiam quickstart`: the whole way on the embedded set, as the commands a user would type."""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from simsiam.errors import UserError
+
+HELP = "pretrain on the embedded set, extract the encoder, train a linear classifier, print what came of it"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `simsiam quickstart`."""
+    parser.add_argument("--out", default="runs/quickstart", help="run folder, made anew (default %(default)s)")
+    parser.add_argument("--ranks", type=int, default=0, help="processes; default: all GPUs, or two on CPU")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the four commands in order, each shown before it starts, then prints the table."""
+    import torch
+
+    out = Path(arguments.out)
+    if out.exists():
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(out.stat().st_mtime))
+        out.rename(
+            out.with_name(f"{out.name}-{stamp}")
+        )  # a quickstart is from scratch, but nothing of yours is deleted
+    ranks = arguments.ranks or torch.cuda.device_count() or 2
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    linear = out.with_name(out.name + "-linear") if out.name else Path("runs/quickstart-linear")
+    began = time.perf_counter()
+    _call([*torchrun, "pretrain.py", "--recipe", "quickstart", "--out", str(out)])
+    _call([sys.executable, "-m", "simsiam", "extract", str(out), str(out / "encoder.pth")])
+    _call(
+        [
+            sys.executable,
+            "lincls.py",
+            "--recipe",
+            "lincls-quickstart",
+            "--pretrained",
+            str(out),
+            "--out",
+            str(linear),
+            "--resume",
+            "never",
+        ]
+    )
+    pretrained, classified = (json.loads((folder / "summary.json").read_text()) for folder in (out, linear))
+    rows = {
+        "kNN, random encoder": f"{pretrained['knn_random']:.1f}%",
+        "kNN, pretrained": f"{pretrained['knn']:.1f}%",
+        "linear top-1": f"{classified['top1']:.1f}%",
+        "pretraining": f"{pretrained['pairs_per_second']:.0f} pairs/s on {ranks} ranks",
+        "all together": f"{time.perf_counter() - began:.0f} s",
+        "run folder": str(out),
+    }
+    width = max(map(len, rows))
+    print("\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))
+
+
+def _call(command: list[str]) -> None:
+    shown = ["torchrun", *command[3:]] if "torch.distributed.run" in command else ["python", *command[1:]]
+    print(f"\n$ {shlex.join(shown)}", flush=True)
+    if subprocess.run(command, check=False).returncode:
+        raise UserError(f"`{shlex.join(shown)}` failed; what it printed above says why")
