@@ -4,6 +4,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# Renamed in torch 2.14; the old name warns there, the new one is missing before.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -43,5 +46,5 @@ def gather_equal(rows: Tensor) -> Tensor:
     if world_size() == 1:
         return rows
     everyone = rows.new_empty(world_size() * rows.shape[0], *rows.shape[1:])
-    dist.all_gather_into_tensor(everyone, rows.detach().contiguous())
+    _all_gather(everyone, rows.detach().contiguous())
     return everyone

@@ -1,5 +1,6 @@
 """Who am I: torchrun's environment -> rank, device, backend; and a clean end for every ending."""
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,6 +63,7 @@ def running(device: str) -> Iterator[Runtime]:
             torch.cuda.set_device(runtime.device)
         else:
             torch.set_num_threads(max(1, _cores() // local_world))
+            _keep_freed_memory()
         if world > 1:
             cuda = runtime.device.type == "cuda"
             dist.init_process_group(
@@ -88,6 +90,19 @@ def _device(wanted: str, local_rank: int) -> torch.device:
             f"{torch.cuda.device_count()} devices here; lower --nproc_per_node"
         )
     return torch.device("cuda", local_rank)
+
+
+def _keep_freed_memory() -> None:
+    """Tells glibc to reuse large blocks: by default each step gives them back and pays page faults to get them again.
+
+    Measured on two cores: a ResNet-20 step is 1.2 times as fast.
+    """
+    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3  # malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(m_mmap_threshold, 2**31 - 1)
+        mallopt(m_trim_threshold, 2**31 - 1)
+        mallopt(m_top_pad, 1 << 28)
 
 
 def _cores() -> int:

@@ -173,6 +173,6 @@ def banner(settings: Run, numbers: Numbers, runtime: Runtime, state: TrainState,
         "rates": ", ".join(groups) + f" ({settings.optim.name})",
         "steps": f"{numbers.steps_per_epoch} an epoch, {numbers.total_steps} in {settings.epochs} epochs, "
         f"from {state.step} to {numbers.stop_step}",
-        "device": f"{runtime.device}, {settings.precision}",
+        "device": f"{runtime.device}, {state.precision.name}",
     }
     return "\n".join(f"{name:>12}  {value}" for name, value in lines.items())

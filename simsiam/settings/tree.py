@@ -133,8 +133,9 @@ class Run:
     """Download a built-in dataset that is not on disk."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto is cuda where there is one."""
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """Autocast type of the network; loss and batch-norm statistics stay in float32; fp16 scales the loss."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Autocast type of the network; loss and batch-norm statistics stay in float32; fp16 scales the loss; auto is bf16
+    where the device computes in it, else fp32."""
     resume: str = "auto"
     """auto goes on from the newest checkpoint of the run folder, never starts anew, PATH takes that one."""
     log_every: int = 50

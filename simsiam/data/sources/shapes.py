@@ -17,10 +17,12 @@ from PIL import Image
 from simsiam.errors import UserError
 
 CLASSES = tuple(f"shape{label}" for label in range(10))
-_VERSION = "shapes-v1"  # the cache folder: raise it whenever a byte of any image changes
+_VERSION = "shapes-v2"  # the cache folder: raise it whenever a byte of any image changes
 _WAVES = 8  # plane waves that a pattern is made of
 _MIN_CYCLES, _MAX_CYCLES = 0.6, 2.5  # their spatial frequency, cycles across the pattern
-_LUMA = np.array([[0.299], [0.587], [0.114]])
+_CONTRAST = 0.25  # standard deviation of each channel of a pattern
+_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
+_FROM_YIQ = np.linalg.inv(_TO_YIQ)
 
 
 def class_pattern(label: int, size: int) -> np.ndarray:
@@ -31,18 +33,21 @@ def class_pattern(label: int, size: int) -> np.ndarray:
 
 def draw(label: int, size: int, rng: np.random.Generator) -> np.ndarray:
     """One image of a class, a strong variant of its pattern: uint8 (size, size, 3) RGB."""
-    side = rng.uniform(0.45, 0.9)  # of the window, as a part of the pattern's
+    side = rng.uniform(0.4, 1)  # of the window, as a part of the pattern's
     top, left = rng.uniform(0, 1 - side, 2)
     centres = (np.arange(size) + 0.5) / size * side
     image = _pattern_at(label, top + centres, left + centres)
     if rng.random() < 0.5:
         image = image[:, ::-1]
-    image = image * rng.uniform(0.3, 1.7, 3)  # colour cast
-    mean = image.mean()
-    image = (image - mean) * rng.uniform(0.4, 1.6) + mean * rng.uniform(0.6, 1.4)
+    image = image * rng.uniform(0.9, 1.1, 3) * rng.uniform(0.5, 1.5)  # cast and light
+    mean = (image @ _TO_YIQ[0]).mean()
+    image = mean + (image - mean) * rng.uniform(0.5, 1.5)  # contrast
+    saturation, turn = rng.uniform(0.5, 1.5), 2 * np.pi * rng.uniform(-0.1, 0.1)
     if rng.random() < 0.2:
-        image = np.repeat(image @ _LUMA, 3, axis=2)
-    image = image + rng.normal(scale=rng.uniform(0.01, 0.06), size=image.shape)
+        saturation = 0
+    cos, sin = saturation * np.cos(turn), saturation * np.sin(turn)
+    image = image @ (_FROM_YIQ @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _TO_YIQ).T
+    image = image + rng.normal(scale=rng.uniform(0.01, 0.05), size=image.shape)
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
@@ -104,6 +109,26 @@ def _write_split(folder: Path, count: int, size: int, stream: int) -> None:
         image.save(folder / CLASSES[label] / f"{number:05d}.jpg", quality=90)
 
 
+def _pattern_at(label: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The pattern of a class at given coordinates in [0, 1]: float64 (len(rows), len(columns), 3) in [0, 1]."""
+    mean, recolour = _colours(label)
+    return np.clip(0.5 + (_waves_at(label, rows, columns) - mean) @ recolour, 0, 1)
+
+
+@lru_cache(maxsize=len(CLASSES))
+def _colours(label: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (3,) and the map (3, 3) that give every pattern one mean and one covariance of colour.
+
+    With colour statistics of its own a class would be known from them, and a random encoder would tell it already.
+    """
+    centres = (np.arange(64) + 0.5) / 64
+    pixels = _waves_at(label, centres, centres).reshape(-1, 3)
+    values, vectors = np.linalg.eigh(np.cov(pixels.T))
+    whiten = vectors @ np.diag(values**-0.5) @ vectors.T
+    shared = _CONTRAST * np.linalg.cholesky(0.5 + 0.5 * np.eye(3))  # channels correlated by 1/2
+    return pixels.mean(axis=0), whiten @ shared.T
+
+
 @lru_cache(maxsize=len(CLASSES))
 def _waves(label: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Wave vectors along rows and columns, radians across the pattern (W,), phases (W,) and RGB amplitudes (W, 3)."""
@@ -115,8 +140,8 @@ def _waves(label: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return radians * np.sin(angles), radians * np.cos(angles), phases, amplitudes / np.sqrt(_WAVES / 2)
 
 
-def _pattern_at(label: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """The pattern of a class at given coordinates in [0, 1]: float64 (len(rows), len(columns), 3) in [0, 1]."""
+def _waves_at(label: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The sum of a class's waves, softly clipped to -1..1: float64 (len(rows), len(columns), 3)."""
     along_rows, along_columns, phases, amplitudes = _waves(label)
     down = np.outer(rows, along_rows) + phases
     across = np.outer(columns, along_columns)
@@ -124,4 +149,4 @@ def _pattern_at(label: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray
     left = np.concatenate([np.sin(down), np.cos(down)], axis=1)
     right = np.concatenate([np.cos(across), np.sin(across)], axis=1)
     weighted = left[:, None] * np.concatenate([amplitudes, amplitudes]).T  # (rows, 3, 2W)
-    return 0.5 + 0.5 * np.tanh(1.2 * (weighted @ right.T)).transpose(0, 2, 1)
+    return np.tanh(1.2 * (weighted @ right.T)).transpose(0, 2, 1)
