@@ -26,8 +26,18 @@ def centre_batches(images: ImageSet, samples: np.ndarray, views: Views, batch: i
     """Centre crops of `samples`, in order, at most `batch` at a time; images that cannot be read are left out."""
     chunks = [samples[i : i + batch] for i in range(0, len(samples), batch)]
     return iter(
-        DataLoader(_Centre(images, views), sampler=chunks, batch_size=None, num_workers=min(workers, len(chunks)))
+        DataLoader(
+            _Centre(images, views),
+            sampler=chunks,
+            batch_size=None,
+            collate_fn=_as_is,
+            num_workers=min(workers, len(chunks)),
+        )
     )
+
+
+def _as_is(item: object) -> object:
+    return item
 
 
 class _Centre(Dataset):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import CenterCrop, Compose, Resize
+from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 from torchvision.transforms.v2 import functional as TF
 
 from simsiam.data.image_set import BadImage

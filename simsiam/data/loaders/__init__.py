@@ -12,7 +12,7 @@ from torch import Tensor
 
 from simsiam.data.image_set import ImageSet
 from simsiam.data.plan import Plan
-from simsiam.data.resident import ResidentImages, fits_in_memory, make_resident
+from simsiam.data.resident import MixedSizes, ResidentImages, fits_in_memory, make_resident
 from simsiam.errors import UserError
 from simsiam.settings.tree import Run
 
@@ -51,11 +51,14 @@ def choose_images(images: ImageSet, settings: Run, show_progress: bool) -> tuple
     if settings.loader == "torchvision":
         return images, "torchvision, as asked"
     fits, why = fits_in_memory(images)
-    if not fits and settings.loader == "resident":
+    if fits:
+        try:
+            return make_resident(images, settings.workers, show_progress), f"resident: {why}"
+        except MixedSizes as error:
+            why = str(error)
+    if settings.loader == "resident":
         raise UserError(f"--loader resident cannot hold this set: {why}; take --loader torchvision")
-    if not fits:
-        return images, f"torchvision: {why}"
-    return make_resident(images, settings.workers, show_progress), f"resident: {why}"
+    return images, f"torchvision: {why}"
 
 
 def make_loader(images: ImageSet, plan: Plan, settings: Run, num_views: int, device: object) -> Loader:

@@ -30,6 +30,7 @@ class TorchvisionLoader:
             self._tasks,
             sampler=range(start * self._accumulate, stop * self._accumulate),
             batch_size=None,
+            collate_fn=as_is,
             num_workers=self._workers,
             prefetch_factor=2 if self._workers else None,
             pin_memory=self._device.type == "cuda",
@@ -40,6 +41,11 @@ class TorchvisionLoader:
             if len(step) == self._accumulate:
                 yield step
                 step = []
+
+
+def as_is(item: object) -> object:
+    """Keeps what a worker made; the default would turn its arrays and tuples into tensors and lists."""
+    return item
 
 
 class _CropTasks(Dataset):
@@ -72,9 +78,10 @@ class _CropTasks(Dataset):
             try:
                 return self.images.read(taken % total), taken % total
             except BadImage as error:
-                replaced.append((taken % total, str(error)))
+                if taken == sample:
+                    replaced.append((sample, str(error)))
         raise UserError(
-            f"{len(replaced)} images in a row from {self.images.name(sample)} cannot be read; try `simsiam check-data`"
+            f"{min(total, 1000)} images in a row from {self.images.name(sample)} cannot be read; try `simsiam check-data`"
         )
 
 
