@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import torch.distributed.checkpoint as dcp
@@ -11,6 +12,9 @@ from simsiam.distributed.runtime import Runtime
 from simsiam.errors import UserError
 from simsiam.run.folder import write_atomically
 from simsiam.training.state import TrainState
+
+# One rank without a process group is how plain `python pretrain.py` runs, not something to warn of.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 _NAME = re.compile(r"step_(\d{8})")
 
