@@ -1,0 +1,45 @@
+"""What tests share: the entry points as a user starts them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def launch() -> Callable[..., subprocess.CompletedProcess]:
+    """`launch("pretrain.py", *arguments, ranks=2)` runs a script to its end, under torchrun where there are ranks."""
+
+    def run(
+        script: str, *arguments: object, ranks: int = 1, check: bool = True, **env: str
+    ) -> subprocess.CompletedProcess:
+        command = command_line(script, *arguments, ranks=ranks)
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**clean_environment(), **env},
+            text=True,
+            capture_output=True,
+            timeout=250,
+            check=False,
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+def command_line(script: str, *arguments: object, ranks: int = 1) -> list[str]:
+    """The words of a command; plain python for one rank."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    return [sys.executable, *torchrun, script, *map(str, arguments)]
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without the variables that the trainer reads."""
+    return {**{k: v for k, v in os.environ.items() if k not in ("DATA", "LOG")}, "OMP_NUM_THREADS": "1"}

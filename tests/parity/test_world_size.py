@@ -1,0 +1,34 @@
+"""Batch size is global: the number of ranks, workers and the loader change a run by rounding only."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+SMALL = (
+    "--recipe", "quickstart", "--precision", "fp32", "--batch-size", 32, "--max-steps", 20, "--log-every", 1,
+    "--knn-every", 0, "--hide-progress",
+)  # fmt: skip
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_ranks_workers_and_loaders_give_the_same_losses(launch, tmp_path: Path) -> None:
+    runs = {
+        (1, "resident", 0): [],
+        (2, "torchvision", 1): [],
+        (4, "resident", 0): [],
+        (1, "torchvision", 2): [],
+    }
+    for number, (ranks, loader, workers) in enumerate(runs):
+        out = tmp_path / str(number)
+        launch("pretrain.py", *SMALL, "--loader", loader, "--workers", workers, "--out", out, ranks=ranks)
+        runs[ranks, loader, workers] = losses(out)
+    reference = runs[1, "resident", 0]
+    assert len(reference) == 20
+    assert reference[-1] < reference[0] - 0.02
+    for run in runs.values():
+        assert run == pytest.approx(reference, abs=1e-4)
