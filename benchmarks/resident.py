@@ -66,13 +66,11 @@ def main() -> None:
         for number in range(arguments.rounds):
             real.append(rate(views))
             synthetic.append(rate(lambda: cached))
-            print(
-                f"round {number}: real {real[-1]:.1f}, cached {synthetic[-1]:.1f} pairs/s, {real[-1] / synthetic[-1]:.3f}"
-            )
+            print(f"round {number}: real {real[-1]:.1f}, cached {synthetic[-1]:.1f} pairs/s")
         ratios = [a / b for a, b in zip(real, synthetic)]
         print(
-            f"{settings.encoder} on {runtime.device}, {state.precision.name}: real {statistics.median(real):.1f}, cached "
-            f"{statistics.median(synthetic):.1f} pairs/s; ratio {statistics.median(ratios):.3f} "
+            f"{settings.encoder} on {runtime.device}, {state.precision.name}: real {statistics.median(real):.1f}, "
+            f"cached {statistics.median(synthetic):.1f} pairs/s; ratio {statistics.median(ratios):.3f} "
             f"({min(ratios):.3f} to {max(ratios):.3f}, n = {len(ratios)})"
         )
 

@@ -83,10 +83,8 @@ def make_resident(images: ImageSet, workers: int, show_progress: bool) -> Reside
                 if decoded is None:
                     decoded = np.empty((len(images), *pixels.shape), np.uint8)
                 if pixels.shape != decoded.shape[1:]:
-                    raise MixedSizes(
-                        f"the images differ in size: {images.name(sample)} is {pixels.shape[0]}x{pixels.shape[1]} in a set of "
-                        f"{decoded.shape[1]}x{decoded.shape[2]}"
-                    )
+                    odd, usual = (f"{shape[0]}x{shape[1]}" for shape in (pixels.shape, decoded.shape[1:]))
+                    raise MixedSizes(f"the images differ in size: {images.name(sample)} is {odd} in a set of {usual}")
                 decoded[sample] = pixels
             bar.update(len(samples))
     if decoded is None:

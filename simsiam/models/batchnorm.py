@@ -62,9 +62,10 @@ class _Normalise(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, views: int, eps: float):
         x = _dense(x)
         parts = x.chunk(views)
-        local = [torch.batch_norm_update_stats(part, None, None, 0.0) for part in parts]
-        mean = torch.stack([m.float() for m, _ in local])
-        var = torch.stack([v.float() for _, v in local])
+        # The kernel answers in the type of the running statistics it is given, and at momentum 0 leaves them alone.
+        scratch = x.new_zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+        local = [torch.batch_norm_update_stats(part, scratch, scratch, 0.0) for part in parts]
+        mean, var = torch.stack([m for m, _ in local]), torch.stack([v for _, v in local])
         count = mean.new_tensor(x.numel() // x.shape[1] // views)
         if world_size() > 1:
             mean, var, count = _combine(mean, var, count)

@@ -81,7 +81,7 @@ class _CropTasks(Dataset):
                 if taken == sample:
                     replaced.append((sample, str(error)))
         raise UserError(
-            f"{min(total, 1000)} images in a row from {self.images.name(sample)} cannot be read; try `simsiam check-data`"
+            f"{min(total, 1000)} images from {self.images.name(sample)} on cannot be read; see `simsiam check-data`"
         )
 
 

@@ -1,0 +1,122 @@
+"""Per-view batch norm is one ordinary batch norm a view, over the images of all ranks."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from simsiam.models.batchnorm import ViewBatchNorm
+from tests.ranks import run_ranks
+
+
+def layer(dims: int, affine: bool = True) -> nn.Module:
+    torch.manual_seed(0)
+    norm = (nn.BatchNorm1d if dims == 2 else nn.BatchNorm2d)(6, affine=affine)
+    if affine:
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        nn.init.normal_(norm.bias)
+    return norm
+
+
+def batch(dims: int, images: int = 16, mean: float = 1.0) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(images, 6, *[5] * (dims - 2)) * 3 + mean
+
+
+def separately(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Two forwards, one a view, and the gradient of x under a fixed weighting."""
+    x = x.clone().requires_grad_()
+    y = torch.cat([norm(view) for view in x.chunk(2)])
+    y.backward(torch.cos(torch.arange(y.numel()).float()).view_as(y))
+    return y.detach(), x.grad
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dims", [2, 4])
+def test_it_equals_a_forward_a_view(dims: int, layout: torch.memory_format, affine: bool) -> None:
+    plain = layer(dims, affine)
+    ours = ViewBatchNorm(copy.deepcopy(plain), 2)
+    x = batch(dims)
+    expected, expected_grad = separately(plain, x)
+    x = x.contiguous(memory_format=layout) if dims == 4 else x
+    x.requires_grad_()
+    y = ours(x)
+    y.backward(torch.cos(torch.arange(y.numel()).float()).view_as(y))
+    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(x.grad, expected_grad, atol=1e-5, rtol=1e-5)
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], tensor, atol=1e-5, rtol=1e-5)
+    for ours_p, plain_p in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours_p.grad, plain_p.grad, atol=1e-4, rtol=1e-4)
+    assert torch.equal(ours.eval()(batch(dims)), ours.eval()(batch(dims)))
+    torch.testing.assert_close(ours.eval()(batch(dims)), plain.eval()(batch(dims)), atol=1e-5, rtol=1e-5)
+
+
+def test_views_do_not_share_statistics() -> None:
+    x = batch(4)
+    x[8:] += 100
+    assert ViewBatchNorm(layer(4, affine=False), 2)(x).chunk(2)[1].mean().abs() < 1e-4
+
+
+def test_a_large_mean_costs_no_precision() -> None:
+    plain, x = layer(4), batch(4, mean=1000.0)
+    y = ViewBatchNorm(copy.deepcopy(plain), 2)(x)
+    exact = torch.cat([copy.deepcopy(plain).double()(view) for view in x.double().chunk(2)])
+    assert (y - exact).abs().max() < 2e-3
+
+
+def test_bf16_keeps_float32_statistics() -> None:
+    plain, x = layer(4), batch(4, images=64).bfloat16()
+    ours = ViewBatchNorm(copy.deepcopy(plain), 2)
+    expected, expected_grad = separately(plain, x.float())
+    x.requires_grad_()
+    y = ours(x)
+    y.backward(torch.cos(torch.arange(y.numel()).float()).view_as(y).bfloat16())
+    assert y.dtype == torch.bfloat16
+    assert (y - expected).abs().max() < 0.05
+    assert (x.grad - expected_grad).abs().max() < 0.02
+    torch.testing.assert_close(ours.running_var, plain.running_var, atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_that_is_no_whole_views_is_refused() -> None:
+    with pytest.raises(ValueError, match="2 views"):
+        ViewBatchNorm(layer(2), 2)(batch(2, images=7))
+
+
+def on_a_rank(x: Tensor, weighting: Tensor, shares: tuple[int, ...]) -> dict[str, object]:
+    """This rank's images of both views through the layer; results, gradients, and collectives it took."""
+    rank = dist.get_rank()
+    first, last = sum(shares[:rank]), sum(shares[: rank + 1])
+    mine, weights = (torch.cat([v[first:last] for v in t.chunk(2)]) for t in (x, weighting))
+    calls: list[str] = []
+    import simsiam.distributed.collectives as collectives
+
+    gather, reduce = collectives._all_gather, dist.all_reduce
+    collectives._all_gather = lambda *a: (calls.append("gather"), gather(*a))[1]
+    dist.all_reduce = lambda *a: (calls.append("reduce"), reduce(*a))[1]
+    norm = ViewBatchNorm(layer(x.dim()), 2)
+    mine.requires_grad_()
+    y = norm(mine)
+    y.backward(weights)
+    collectives._all_gather, dist.all_reduce = gather, reduce
+    return {"y": y.detach(), "dx": mine.grad, "dw": norm.weight.grad, "state": norm.state_dict(), "calls": calls}
+
+
+@pytest.mark.parametrize("shares", [(4, 4), (3, 5), (2, 1, 5)])
+def test_ranks_of_any_sizes_equal_one(shares: tuple[int, ...]) -> None:
+    x = batch(4)
+    weighting = torch.cos(torch.arange(x.numel()).float()).view_as(x)
+    plain = layer(4)
+    expected, expected_grad = separately(plain, x)
+    results = run_ranks(len(shares), on_a_rank, x, weighting, shares)
+    for key, whole in (("y", expected), ("dx", expected_grad)):
+        parts = [torch.cat([r[key].chunk(2)[view] for r in results]) for view in range(2)]
+        torch.testing.assert_close(torch.cat(parts), whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sum(r["dw"] for r in results), plain.weight.grad, atol=1e-4, rtol=1e-4)
+    for result in results:
+        assert result["calls"] == ["gather", "reduce"]
+        for name, tensor in plain.state_dict().items():
+            torch.testing.assert_close(result["state"][name], tensor, atol=1e-5, rtol=1e-5)
