@@ -154,7 +154,7 @@ class Pretrain(Run):
     """Settings of pretrain.py."""
 
     encoder: str = "resnet50"
-    """A torchvision ResNet, cifar_resnet18, cifar_resnet34, resnet20, resnet32, resnet56, resnet110, or timm:NAME."""
+    """A torchvision ResNet, cifar_resnet18, cifar_resnet34, resnet8, 20, 32, 56, 110, or timm:NAME."""
     method: dict[str, Any] = field(default_factory=lambda: {"name": "simsiam"})
     """name of the method, and its own options as method.OPTION."""
     knn_every: int = 1

@@ -17,7 +17,7 @@ from PIL import Image
 from simsiam.errors import UserError
 
 CLASSES = tuple(f"shape{label}" for label in range(10))
-_VERSION = "shapes-v2"  # the cache folder: raise it whenever a byte of any image changes
+_VERSION = "shapes-v3"  # the cache folder: raise it whenever a byte of any image changes
 _WAVES = 8  # plane waves that a pattern is made of
 _MIN_CYCLES, _MAX_CYCLES = 0.6, 2.5  # their spatial frequency, cycles across the pattern
 _CONTRAST = 0.25  # standard deviation of each channel of a pattern
@@ -33,15 +33,15 @@ def class_pattern(label: int, size: int) -> np.ndarray:
 
 def draw(label: int, size: int, rng: np.random.Generator) -> np.ndarray:
     """One image of a class, a strong variant of its pattern: uint8 (size, size, 3) RGB."""
-    side = rng.uniform(0.4, 1)  # of the window, as a part of the pattern's
+    side = rng.uniform(0.6, 1)  # of the window, as a part of the pattern's
     top, left = rng.uniform(0, 1 - side, 2)
     centres = (np.arange(size) + 0.5) / size * side
     image = _pattern_at(label, top + centres, left + centres)
     if rng.random() < 0.5:
         image = image[:, ::-1]
-    image = image * rng.uniform(0.9, 1.1, 3) * rng.uniform(0.5, 1.5)  # cast and light
+    image = image * rng.uniform(0.9, 1.1, 3) * rng.uniform(0.6, 1.4)  # cast and light
     mean = (image @ _TO_YIQ[0]).mean()
-    image = mean + (image - mean) * rng.uniform(0.5, 1.5)  # contrast
+    image = mean + (image - mean) * rng.uniform(0.6, 1.4)  # contrast
     saturation, turn = rng.uniform(0.5, 1.5), 2 * np.pi * rng.uniform(-0.1, 0.1)
     if rng.random() < 0.2:
         saturation = 0
