@@ -50,8 +50,13 @@ class Checkpoints:
     def load(self, path: Path, state: TrainState) -> None:
         """Fills the state, on any number of ranks. Raises UserError where the checkpoint does not fit the settings."""
         tensors = state.tensors()
+        reader = dcp.FileSystemReader(path)
         try:
-            dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=self.runtime.world_size == 1)
+            held = set(reader.read_metadata().state_dict_metadata)
+            # DCP itself would take a part of a larger network's checkpoint without a word.
+            if strangers := sorted(held.symmetric_difference(tensors)):
+                raise ValueError(f"{len(strangers)} tensors are in one and not in the other, such as {strangers[0]}")
+            dcp.load(tensors, storage_reader=reader, no_dist=self.runtime.world_size == 1)
         except (dcp.CheckpointException, RuntimeError, ValueError, OSError) as error:  # the first is a BaseException
             reason = " ".join(str(error).split())[-300:]
             raise UserError(

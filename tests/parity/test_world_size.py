@@ -7,7 +7,7 @@ import pytest
 
 SMALL = (
     "--recipe", "quickstart", "--precision", "fp32", "--batch-size", 32, "--max-steps", 20, "--log-every", 1,
-    "--knn-every", 0, "--hide-progress",
+    "--knn-every", 0, "--hide-progress", "--optim.lr", 0.03,
 )  # fmt: skip
 
 
