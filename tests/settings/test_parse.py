@@ -1,0 +1,150 @@
+"""Defaults < recipe < command line, and a mistake is named with what was probably meant."""
+
+from pathlib import Path
+
+import pytest
+
+from simsiam.errors import UserError
+from simsiam.methods.registry import resolve_method
+from simsiam.settings.parse import find_recipe, parse, recipe_names
+from simsiam.settings.tree import Linear, Pretrain
+
+
+@pytest.fixture(autouse=True)
+def _no_user_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATA", raising=False)
+    monkeypatch.delenv("LOG", raising=False)
+
+
+def pretrain(*argv: object, recipe: str = "quickstart") -> Pretrain:
+    return parse(Pretrain, [str(word) for word in argv], recipe=recipe, prog="pretrain.py")
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path):
+    def write(text: str) -> Path:
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_the_line_beats_the_recipe_and_the_recipe_the_default(recipe_file) -> None:
+    path = recipe_file("batch_size: 48\nepochs: 9\noptim: {lr: 0.7}\n")
+    settings = pretrain("--recipe", path, "--epochs", 3)
+    assert (settings.epochs, settings.batch_size, settings.optim.lr) == (3, 48, 0.7)
+    assert (settings.accumulate, settings.optim.momentum) == (1, 0.9)  # the defaults of the tree
+
+
+@pytest.mark.parametrize("flag", [["--recipe", "cifar10-r18"], ["--recipe=cifar10-r18"], ["-c", "cifar10-r18"]])
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_overrides_count_wherever_the_recipe_stands(flag: list[str], position: int) -> None:
+    words = [["--epochs", "3"], ["--optim.lr=0.5"]]
+    words.insert(position, flag)
+    settings = pretrain(*[w for part in words for w in part])
+    assert (settings.epochs, settings.optim.lr, settings.data) == (3, 0.5, "cifar10")
+    assert settings.out == "runs/cifar10-r18"
+
+
+def test_keys_may_be_written_with_dashes_and_values_keep_theirs() -> None:
+    settings = pretrain("--batch-size=128", "--optim.weight-decay", "0.25", "--out", "my-runs/a-b", "--data=c-d")
+    assert (settings.batch_size, settings.optim.weight_decay) == (128, 0.25)
+    assert (settings.out, settings.data) == ("my-runs/a-b", "c-d")
+
+
+@pytest.mark.parametrize(
+    ("words", "hidden", "download"),
+    [
+        ([], False, False),
+        (["--hide-progress", "--download"], True, True),
+        (["--hide-progress", "false", "--download"], False, True),
+        (["--download=false", "--hide-progress", "True"], True, False),
+    ],
+)
+def test_a_bare_switch_is_true(words: list[str], hidden: bool, download: bool) -> None:
+    settings = pretrain(*words, "--epochs", 5)
+    assert (settings.hide_progress, settings.download, settings.epochs) == (hidden, download, 5)
+
+
+def test_method_name_and_options_merge_with_the_recipes() -> None:
+    method = pretrain("--method", "other", "--method.predictor-hidden", 32).method
+    assert method == {
+        "name": "other", "projector_layers": 2, "projector_hidden": 256, "dim": 256, "predictor_hidden": 32,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [
+        (["--epochz", "3"], "'epochs'"),
+        (["--batch-sise=3"], "'batch_size'"),
+        (["--optim.lrr", "3"], "'optim.lr'"),
+        (["--momentum", "0.5"], "'optim.momentum'"),
+    ],
+)
+def test_an_unknown_key_on_the_line_names_the_nearest(words: list[str], nearest: str) -> None:
+    with pytest.raises(UserError, match=f"Unknown setting .* did you mean {nearest}"):
+        pretrain(*words)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("epochz: 3", "'epochz' in .*mine.yaml; did you mean 'epochs'"),
+        ("optim: {lrr: 3}", "'optim.lrr' in .*mine.yaml; did you mean 'optim.lr'"),
+        ("epochs: many", '"epochs".*many'),
+        ("optim: {name: adam}", "optim.name.*'sgd', 'lars'.*adam"),
+        ("{unclosed: [", "mine.yaml is not YAML"),
+        ("- epochs", "holds no settings"),
+        ("", "holds no settings"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_the_reason(recipe_file, text: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        pretrain("--recipe", recipe_file(text))
+
+
+def test_a_python_tag_is_refused_and_not_run(recipe_file, tmp_path: Path) -> None:
+    trace = tmp_path / "ran"
+    with pytest.raises(UserError, match="not YAML"):
+        pretrain("--recipe", recipe_file(f"epochs: !!python/object/apply:os.mkdir ['{trace}']"))
+    assert not trace.exists()
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00epochs")
+    with pytest.raises(UserError, match="not YAML"):
+        pretrain("--recipe", tmp_path / "b.yaml")
+
+
+def test_an_unknown_recipe_names_the_nearest_or_where_to_look() -> None:
+    with pytest.raises(UserError, match="did you mean cifar10-r18"):
+        find_recipe("cifar10-r1")
+    with pytest.raises(UserError, match="simsiam recipes"):
+        find_recipe("zzzzqq")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_parses(name: str) -> None:
+    kind = Linear if name.startswith("lincls-") else Pretrain
+    settings = parse(kind, [], recipe=name, prog="x")
+    assert settings.out == f"runs/{name}"
+    if kind is Pretrain:
+        resolve_method(settings.method)
+
+
+def test_data_and_log_fill_what_is_left_open(monkeypatch: pytest.MonkeyPatch, recipe_file) -> None:
+    monkeypatch.setenv("DATA", "/images")
+    monkeypatch.setenv("LOG", "/logs")
+    path = recipe_file("epochs: 1")
+    assert (pretrain("-c", path).data, pretrain("-c", path).out) == ("/images", "/logs/mine")
+    said = pretrain("-c", path, "--data", "shapes", "--out", "here")
+    assert (said.data, said.out) == ("shapes", "here")
+    assert pretrain().data == "shapes"  # the recipe's own
+
+
+def test_debug_is_a_short_run_in_a_folder_of_its_own() -> None:
+    settings = pretrain("--debug", "--accumulate", 2, "--out", "here/")
+    assert (settings.batch_size, settings.epochs, settings.max_steps) == (32, 1, 2)
+    assert (settings.out, settings.resume, settings.log_every) == ("here-debug", "never", 1)
