@@ -44,7 +44,8 @@ def train_step(state: TrainState, micro_batches: Iterable[tuple[Tensor, ...]]) -
     gradients = [p.grad for g in state.optimizer.param_groups for p in g["params"] if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm(gradients)
     loss = torch.stack(losses).mean()
-    finite = loss.isfinite() & grad_norm.isfinite()
+    # Under fp16 a gradient that overflows is the scaler's business: it skips the step and lowers the scale.
+    finite = loss.isfinite() if scaler.is_enabled() else loss.isfinite() & grad_norm.isfinite()
     _update(state, finite)
     state.module.after_step()
     state.step += 1
