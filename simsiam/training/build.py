@@ -1,5 +1,7 @@
 """A module and its settings -> the state that training moves: device, layout, data parallelism, optimiser."""
 
+import inspect
+
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -10,6 +12,13 @@ from simsiam.settings.derive import Numbers
 from simsiam.settings.tree import Run
 from simsiam.training.precision import Precision
 from simsiam.training.state import TrainState
+
+# Renamed in torch 2.14, which warns of the old name.
+_SYNC_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel.__init__).parameters
+)
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -29,7 +38,7 @@ def build_state(module: nn.Module, settings: Run, numbers: Numbers, runtime: Run
             module,
             device_ids=[runtime.device] if runtime.device.type == "cuda" else None,
             # Batch-norm statistics are the same on all ranks already: they are made from all ranks' images.
-            broadcast_buffers=False,
+            **{_SYNC_BUFFERS: False},
             gradient_as_bucket_view=True,
             static_graph=settings.accumulate == 1,
         )
