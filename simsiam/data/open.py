@@ -19,4 +19,4 @@ def open_images(settings: Run, split: str, runtime: Runtime, classes: tuple[str,
     if runtime.world_size > 1:
         runtime.on_main(lambda: len(open_dataset(settings.data, split, download=settings.download, classes=classes)))
     images = open_dataset(settings.data, split, download=settings.download and runtime.world_size == 1, classes=classes)
-    return evenly_spaced(images, _DEBUG_IMAGES) if settings.debug else images
+    return evenly_spaced(images, max(_DEBUG_IMAGES, 2 * settings.batch_size)) if settings.debug else images

@@ -33,6 +33,8 @@ def derive(settings: Run, world_size: int, num_images: int) -> Numbers:
     batch, pieces = settings.batch_size, world_size * settings.accumulate
     if min(batch, settings.accumulate, settings.epochs) < 1:
         raise UserError("--batch-size, --accumulate and --epochs must be at least 1")
+    if settings.max_steps < 0:
+        raise UserError(f"--max-steps {settings.max_steps} is below 0; 0 is no limit")
     if batch % pieces:
         lower, upper = batch // pieces * pieces, -(-batch // pieces) * pieces
         near = " or ".join(str(b) for b in (lower, upper) if b)

@@ -50,15 +50,16 @@ def parse(kind: type[S], argv: list[str] | None = None, *, recipe: str, prog: st
         UserError: an unknown recipe, key or value.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    name, words = _take_recipe(_words(argv, kind))
-    path = find_recipe(name or recipe)
-    parser = _parser(kind, prog, recipe)
     known = list(_keys(kind))
+    name, words = _take_recipe(_words(argv, kind), recipe)
+    _check_words(words, known, prog)
+    path = find_recipe(name)
     _check_file(path, known)
+    parser = _parser(kind, prog, recipe)
     try:
         parsed = parser.parse_args(["--recipe", str(path), *words])
     except ArgumentError as error:
-        raise UserError(_explain(str(error), known, prog)) from None
+        raise UserError(f"{prog}: {' '.join(str(error).split())}") from None
     parsed.pop("recipe", None)
     settings = parser.instantiate(parsed)
     settings = kind(**{f.name: settings[f.name] for f in fields(kind)})
@@ -82,16 +83,19 @@ def _parser(kind: type[Run], prog: str, recipe: str) -> ArgumentParser:
     return parser
 
 
-def _keys(kind: type, prefix: str = "") -> Any:
+def _keys(kind: type, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key of a settings dataclass with its type; a section is a key too."""
+    keys: dict[str, Any] = {}
     for f in fields(kind):
-        yield prefix + f.name
+        keys[prefix + f.name] = f.type
         if is_dataclass(f.type):
-            yield from _keys(f.type, f"{prefix}{f.name}.")
+            keys.update(_keys(f.type, f"{prefix}{f.name}."))
+    return keys
 
 
 def _words(argv: list[str], kind: type[Run]) -> list[str]:
     """The habits of other tools as jsonargparse's: kebab-case keys, bare switches, `--method NAME`."""
-    switches = {f"--{f.name}" for f in fields(kind) if f.type is bool}
+    switches = {f"--{key}" for key, type_ in _keys(kind).items() if type_ is bool}
     words: list[str] = []
     for position, word in enumerate(argv):
         if not word.startswith("--"):
@@ -108,18 +112,30 @@ def _words(argv: list[str], kind: type[Run]) -> list[str]:
     return words
 
 
-def _take_recipe(words: list[str]) -> tuple[str, list[str]]:
+def _take_recipe(words: list[str], default: str) -> tuple[str, list[str]]:
     """The recipe apart from the rest, so that an override counts wherever it stands on the line."""
-    name, rest = "", []
+    name, rest = default, []
     iterator = iter(words)
     for word in iterator:
         if word in ("-c", "--recipe"):
             name = next(iterator, "")
         elif word.startswith("--recipe="):
             name = word.removeprefix("--recipe=")
+        elif word.startswith("-c"):
+            name = word.removeprefix("-c").removeprefix("=")
         else:
             rest.append(word)
+    if not name:
+        raise UserError("--recipe needs a name or a file; `simsiam recipes` lists the names")
     return name, rest
+
+
+def _check_words(words: list[str], known: list[str], prog: str) -> None:
+    # Here and not in argparse, which would also take the beginning of a key for the key.
+    for word in words:
+        key = word.partition("=")[0].removeprefix("--")
+        if word.startswith("--") and key not in (*known, "help", "print_config") and not key.startswith("method."):
+            raise UserError(f"Unknown setting {key!r} for {prog}{_nearest(key, known)}")
 
 
 def _check_file(path: Path, known: list[str]) -> None:
@@ -130,7 +146,12 @@ def _check_file(path: Path, known: list[str]) -> None:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings; a recipe is a YAML file of `key: value` lines")
     for key, value in content.items():
-        inner = [f"{key}.{k}" for k in value] if isinstance(value, dict) and f"{key}." in "".join(known) else []
+        is_section = any(dotted.startswith(f"{key}.") for dotted in known) or key == "method"
+        if is_section and not isinstance(value, dict):
+            raise UserError(
+                f"{key!r} in {path} is a section of settings, not {value!r}; write `{key}: {{name: value}}`"
+            )
+        inner = [f"{key}.{k}" for k in value] if is_section else []
         for dotted in [str(key), *inner]:
             if dotted not in known and not dotted.startswith("method."):
                 raise UserError(f"Unknown setting {dotted!r} in {path}{_nearest(dotted, known)}")
@@ -142,20 +163,11 @@ def _nearest(key: str, known: list[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else "; see --help for the known ones"
 
 
-def _explain(message: str, known: list[str], prog: str) -> str:
-    marker = "unrecognized arguments: "
-    if marker in message:
-        word = message.partition(marker)[2].split()[0]
-        key = word.partition("=")[0].lstrip("-")
-        return f"Unknown setting {key!r} for {prog}{_nearest(key, known)}"
-    return f"{prog}: {' '.join(message.split())}"
-
-
 def _debugged(settings: S) -> S:
     """The same run in seconds: small batch, two steps, every later stage."""
     return replace(
         settings,
-        batch_size=16 * settings.accumulate,
+        batch_size=8 * max(2, int(os.environ.get("WORLD_SIZE", 1))) * settings.accumulate,
         epochs=1,
         max_steps=2,
         workers=min(settings.workers, 1),

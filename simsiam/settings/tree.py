@@ -143,7 +143,7 @@ class Run:
     hide_progress: bool = False
     """No progress bar."""
     debug: bool = False
-    """A trial of everything in seconds: 64 images, two steps, then every later stage."""
+    """A trial of everything in seconds: a few images, two steps, then every later stage."""
     views: Views = field(default_factory=Views)
     optim: Optim = field(default_factory=Optim)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

@@ -40,6 +40,8 @@ def effective_rank(projections: Tensor) -> Tensor:
 
 def judge(std: float, rank: float, health: Health) -> Verdict:
     """The verdict on a spread and an effective rank (docs/metrics.md)."""
+    if not (math.isfinite(std) and math.isfinite(rank)):
+        return Verdict("warn", "the projections are not finite, or are too few to measure")
     if std < health.collapsed_std:
         return Verdict(
             "collapsed",
@@ -55,6 +57,8 @@ def judge(std: float, rank: float, health: Health) -> Verdict:
 def examine(projections: Tensor, health: Health) -> tuple[dict[str, float | str], Verdict]:
     """Measures of the projections (N, D) of a view over all ranks, for the log, and the verdict on them."""
     rows = gather_equal(projections)
-    std, rank = torch.stack([spread(rows).double(), effective_rank(rows)]).tolist()
+    # An eigenvalue solver raises where its input is not finite; the finite guard says it better.
+    rank_of = effective_rank(rows) if rows.isfinite().all() else rows.new_tensor(math.nan)
+    std, rank = torch.stack([spread(rows).double(), rank_of.double()]).tolist()
     verdict = judge(std, rank, health)
     return {"std": std, "effective_rank": rank, "verdict": verdict.state, "reason": verdict.reason}, verdict

@@ -148,3 +148,34 @@ def test_debug_is_a_short_run_in_a_folder_of_its_own() -> None:
     settings = pretrain("--debug", "--accumulate", 2, "--out", "here/")
     assert (settings.batch_size, settings.epochs, settings.max_steps) == (32, 1, 2)
     assert (settings.out, settings.resume, settings.log_every) == ("here-debug", "never", 1)
+
+
+@pytest.mark.parametrize(
+    "words", [["-c=cifar10-r18"], ["-ccifar10-r18"], ["-c", "cifar10-r18"], ["--recipe=cifar10-r18"]]
+)
+def test_a_recipe_is_found_however_its_option_is_spelt(words: list[str]) -> None:
+    assert parse(Pretrain, words, recipe="quickstart", prog="pretrain.py").encoder == "cifar_resnet18"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--recipe"], "needs a name"),
+        (["--epoch", "3"], "did you mean 'epochs'"),
+        (["--optim.lrr=1"], "did you mean 'optim.lr'"),
+    ],
+)
+def test_a_key_is_never_taken_for_another(words: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        parse(Pretrain, words, recipe="quickstart", prog="pretrain.py")
+
+
+def test_a_switch_inside_a_section_may_stand_bare() -> None:
+    assert parse(Pretrain, ["--optim.exclude-1d"], recipe="quickstart", prog="pretrain.py").optim.exclude_1d
+
+
+def test_a_number_for_a_section_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("optim: 3\n")
+    with pytest.raises(UserError, match="section of settings"):
+        parse(Pretrain, ["-c", str(file)], recipe="quickstart", prog="pretrain.py")
