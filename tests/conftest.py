@@ -1,12 +1,14 @@
 """What tests share: the entry points as a user starts them."""
 
+import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,6 +34,26 @@ def launch() -> Callable[..., subprocess.CompletedProcess]:
         return done
 
     return run
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+    """`call("lincls.py", *arguments)` runs a script's main in this process and gives its exit code: no start-up."""
+
+    def run(script: str, *arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        try:
+            importlib.import_module(script.removesuffix(".py")).main()
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    threads = torch.get_num_threads()
+    for name in ("DATA", "LOG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.syspath_prepend(ROOT)
+    yield run
+    torch.set_num_threads(threads)
 
 
 def command_line(script: str, *arguments: object, ranks: int = 1) -> list[str]:

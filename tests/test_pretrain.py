@@ -2,11 +2,15 @@
 
 import io
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from simsiam import load_encoder
 from simsiam.export.write import encoder_hash
@@ -94,3 +98,116 @@ def test_odd_images_train_and_unreadable_ones_are_listed(launch, tmp_path: Path)
     listed = {line.split("\t")[0] for line in (tmp_path / "run/bad_files.txt").read_text().splitlines()}
     assert listed == {"a/cut.jpg", "b/text.jpg"}
     assert json.loads((tmp_path / "run/summary.json").read_text())["replaced_images"] == 2
+
+
+def test_its_own_config_file_repeats_a_run(call, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert call("pretrain.py", *TINY, "--max-steps", 3, "--seed", 4, "--optim.lr", 0.2, "--out", first) == 0
+    assert call("pretrain.py", "-c", first / "config.yaml", "--out", second) == 0
+    a, b = (load_file(run / "encoder.safetensors") for run in (first, second))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    settings = [(run / "config.yaml").read_text().split("\n", 1)[1] for run in (first, second)]
+    assert settings[0] == settings[1].replace(str(second), str(first))
+    assert call("pretrain.py", "-c", first / "config.yaml", "--out", tmp_path / "third", "--seed", 5) == 0
+    third = load_file(tmp_path / "third/encoder.safetensors")
+    assert not torch.equal(a["conv1.weight"], third["conv1.weight"])
+
+
+def test_debug_tries_every_stage_in_a_folder_of_its_own(call, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert call("pretrain.py", *TINY, "--out", tmp_path / "run", "--debug") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["run-debug"]
+    summary = json.loads((tmp_path / "run-debug/summary.json").read_text())
+    assert (summary["step"], summary["state"]) == (2, "completed")
+    assert 0 <= summary["knn"] <= 100
+    assert load_encoder(tmp_path / "run-debug").feature_dim == 64
+    assert (tmp_path / "run-debug/checkpoints/step_00000002/.metadata").exists()
+    assert call("pretrain.py", *TINY, "--out", tmp_path / "run", "--debug") == 0  # as often as one likes
+    assert "from 0 to 2" in capsys.readouterr().out.split("completed in")[1]
+
+
+def test_a_run_that_goes_wrong_names_its_last_good_checkpoint_and_goes_on_from_it(
+    call, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = ("pretrain.py", *TINY, "--out", tmp_path)
+    assert call(*run, "--max-steps", 2) == 0
+    good = load_file(tmp_path / "encoder.safetensors")
+    capsys.readouterr()
+    assert call(*run, "--max-steps", 9, "--optim.lr", "1e30", "--checkpoint.every_steps", 1) == 3
+    told = capsys.readouterr().err
+    step = int(re.search(r"not finite at step (\d+)", told)[1])
+    newest = sorted(tmp_path.glob("checkpoints/step_*"))[-1]
+    assert str(newest) in told
+    assert newest.name == f"step_{step - 1:08d}"
+    assert (tmp_path / "failed").exists()
+    assert not (tmp_path / "completed").exists()
+    assert json.loads((tmp_path / "summary.json").read_text())["state"] == "failed"
+    assert not (tmp_path / "encoder.safetensors").exists()  # it would be taken for this run's
+    kept = tmp_path / "checkpoints/step_00000002"
+    assert call(*run, "--max-steps", 3, "--resume", kept) == 0
+    assert (tmp_path / "completed").exists()
+    assert not (tmp_path / "failed").exists()
+    assert good.keys() == load_file(tmp_path / "encoder.safetensors").keys()
+
+
+def test_metrics_of_a_resumed_run_stand_once_each(call, tmp_path: Path) -> None:
+    run = ("pretrain.py", *TINY, "--checkpoint.every_steps", 2, "--knn-every", 0, "--out", tmp_path)
+    assert call(*run, "--max-steps", 5) == 0
+    shutil.rmtree(tmp_path / "checkpoints/step_00000005")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')  # cut off by a crash
+    assert call(*run, "--max-steps", 6) == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (("train/a/1.png", "train/b/"), "class folder b"),
+        (("val/a/1.png",), "train"),
+        ((), "No image in"),
+        (("train/a/1.png", "train/2.png"), "both class folders and 1 loose images"),
+        (("train/a/1.png", "val/a/1.png"), "larger than the training set of 1 images"),
+    ],
+)
+def test_a_folder_that_cannot_be_trained_on_is_one_sentence(
+    call, tmp_path: Path, capsys: pytest.CaptureFixture, make: tuple, says: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    for name in make:
+        path = tmp_path / "data" / name
+        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            Image.new("RGB", (16, 16)).save(path)
+    assert call("pretrain.py", *TINY, "--data", tmp_path / "data", "--out", tmp_path / "run") == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+    assert says in told
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [("--encoder", "resnet5O"), ("--batch-size", 99999), ("--resume", "/no/such/run"), ("--method.dim", 32)],
+    ids=["encoder", "batch", "resume", "width"],
+)
+def test_a_mistake_leaves_a_finished_run_as_it_was(call, tmp_path: Path, mistake: tuple) -> None:
+    run = ("pretrain.py", *TINY, "--max-steps", 1, "--knn-every", 0, "--out", tmp_path)
+    assert call(*run) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert call(*run, *mistake) == 2
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert sorted(before.keys() ^ after.keys()) == []
+    assert [path.name for path in before if before[path] != after[path]] == []
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_divide_over_the_ranks_is_one_sentence_from_one_of_them(launch, tmp_path: Path) -> None:
+    done = launch("pretrain.py", *TINY, "--batch-size", 32, "--out", tmp_path, ranks=3, check=False)
+    ours = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(ours) == 1
+    assert "--batch-size 32 does not divide over 3 ranks" in ours[0]
+    assert "take 30 or 33" in ours[0]
+    assert 'pretrain.py", line' not in done.stderr
+    assert not (tmp_path / "metrics.jsonl").exists()

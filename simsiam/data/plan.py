@@ -45,7 +45,7 @@ class Plan:
     def batch(self, step: int) -> np.ndarray:
         """Sample ids of the global batch of `step`, int64 (global_batch,)."""
         start = step % self.steps_per_epoch * self.global_batch
-        return self._order(self.epoch(step))[start : start + self.global_batch]
+        return self._order(self.epoch(step))[start : start + self.global_batch].copy()
 
     def rank_batch(self, step: int) -> np.ndarray:
         """Sample ids of this rank's part of `step`, int64 (global_batch / world_size,)."""

@@ -45,7 +45,7 @@ def judge(std: float, rank: float, health: Health) -> Verdict:
     if std < health.collapsed_std:
         return Verdict(
             "collapsed",
-            f"std of z/|z| x sqrt(d) is {std:.3f}, below {health.collapsed_std}: all images map to one point",
+            f"std of z/|z| x sqrt(d) is {std:.3f}, below {health.collapsed_std}: images map to nearly one point",
         )
     if std < health.warn_std:
         return Verdict("warn", f"std of z/|z| x sqrt(d) is {std:.3f}, below {health.warn_std}")

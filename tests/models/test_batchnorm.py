@@ -81,6 +81,15 @@ def test_bf16_keeps_float32_statistics() -> None:
     torch.testing.assert_close(ours.running_var, plain.running_var, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("dims", [2, 4])
+def test_gradients_are_those_of_finite_differences_in_float64(dims: int, affine: bool) -> None:
+    ours = ViewBatchNorm(layer(dims, affine), 2).double()
+    x = batch(dims, images=6).double().requires_grad_()
+    # Half of it: a function of the output's sum alone would have no gradient at all.
+    assert torch.autograd.gradcheck(lambda x, *_: ours(x)[:, ::2].sin(), (x, *ours.parameters()))
+
+
 def test_a_batch_that_is_no_whole_views_is_refused() -> None:
     with pytest.raises(ValueError, match="2 views"):
         ViewBatchNorm(layer(2), 2)(batch(2, images=7))

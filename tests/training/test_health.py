@@ -54,12 +54,14 @@ def test_equally_used_orthogonal_directions_count_one_each(directions: int) -> N
 @pytest.mark.parametrize(
     ("std", "rank", "state", "says"),
     [
-        (0.5, 3.0, "ok", "^$"),  # the limits themselves are well
-        (0.499, 100.0, "warn", "std .* 0.499, below 0.5"),
-        (0.1, 100.0, "warn", "std .* 0.100, below 0.5"),
-        (0.099, 100.0, "collapsed", "0.099, below 0.1: all images map to one point"),
+        (0.8, 3.0, "ok", "^$"),  # the limits themselves are well
+        (0.799, 100.0, "warn", "std .* 0.799, below 0.8"),
+        (0.6, 100.0, "warn", "std .* 0.600, below 0.8"),
+        (0.599, 100.0, "collapsed", "0.599, below 0.6: images map to nearly one point"),
         (0.9, 2.9, "warn", "effective rank .* 2.9, below 3.0"),
-        (0.05, 1.0, "collapsed", "below 0.1"),
+        (0.05, 1.0, "collapsed", "below 0.6"),
+        (math.nan, 50.0, "warn", "not finite"),
+        (1.0, math.nan, "warn", "not finite"),
     ],
 )
 def test_verdict_at_each_limit(std: float, rank: float, state: str, says: str) -> None:
@@ -80,8 +82,8 @@ def share_of(z: Tensor) -> tuple[dict, Verdict]:
 
 
 def test_ranks_examine_all_images_together() -> None:
-    # One point a rank: each rank alone has collapsed, together they are two directions.
-    z = torch.eye(4)[:2].repeat_interleave(8, 0)
+    # One point a rank: each rank alone has collapsed, together they are two directions of two.
+    z = torch.eye(2).repeat_interleave(8, 0)
     measures, verdict = examine(z, Health())
     assert verdict.state == "warn"
     assert measures["effective_rank"] == pytest.approx(2, rel=1e-4)

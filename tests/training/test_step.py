@@ -1,5 +1,6 @@
 """One training step: what moves, and what does not move when something is not finite."""
 
+import math
 from typing import NamedTuple
 
 import pytest
@@ -8,10 +9,10 @@ from torch import Tensor, nn
 
 from simsiam.distributed.runtime import Runtime
 from simsiam.settings.derive import derive
-from simsiam.settings.tree import Health, Optim, Run
+from simsiam.settings.tree import Optim, Run
 from simsiam.training.build import build_state
 from simsiam.training.finite import FiniteGuard
-from simsiam.training.health import effective_rank, judge, spread
+from simsiam.training.health import effective_rank, spread
 from simsiam.training.state import TrainState
 from simsiam.training.step import train_step
 
@@ -36,10 +37,10 @@ class Line(nn.Module):
         pass
 
 
-def build(accumulate: int = 1, **optim: object) -> TrainState:
-    settings = Run(batch_size=8, accumulate=accumulate, epochs=2, precision="fp32", optim=Optim(**optim))
+def build(accumulate: int = 1, precision: str = "fp32", module: nn.Module | None = None, **optim: object) -> TrainState:
+    settings = Run(batch_size=8, accumulate=accumulate, epochs=2, precision=precision, optim=Optim(**optim))
     runtime = Runtime(0, 1, 0, torch.device("cpu"))
-    return build_state(Line(), settings, derive(settings, 1, 80), runtime)
+    return build_state(module or Line(), settings, derive(settings, 1, 80), runtime)
 
 
 def snapshot(state: TrainState) -> dict[str, Tensor]:
@@ -76,6 +77,84 @@ def test_micro_batches_add_up_to_the_batch() -> None:
     torch.testing.assert_close(whole.module.layer.weight, parts.module.layer.weight)
 
 
+def test_accumulation_is_one_optimiser_step_and_one_after_step() -> None:
+    state, calls = build(accumulate=4), []
+    state.optimizer.register_step_post_hook(lambda *_: calls.append("step"))
+    state.module.after_step = lambda: calls.append("after")
+    for _ in range(3):
+        train_step(state, [(torch.randn(2, 3),)] * 4)
+    assert calls == ["step", "after"] * 3
+    assert state.step == 3
+
+
+class TwoGroups(Line):
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"encoder": [self.layer.weight], "predictor": [self.layer.bias]}
+
+
+def test_each_group_moves_at_its_own_rate_of_the_step() -> None:
+    # 10 steps an epoch, two epochs, peak 0.05 x 8 / 256.
+    state, peak = build(module=TwoGroups(), momentum=0.0, weight_decay=0.0, per="step"), 0.05 * 8 / 256
+    for step in range(20):
+        weight, bias = (p.detach().clone() for p in state.module.parameters())
+        train_step(state, [(torch.randn(8, 3),)])
+        rates = [peak * (1 + math.cos(math.pi * step / 20)) / 2, peak]
+        assert [group["lr"] for group in state.optimizer.param_groups] == pytest.approx(rates)
+        for parameter, before, rate in zip(state.module.parameters(), (weight, bias), rates):
+            torch.testing.assert_close(parameter.detach(), before - rate * parameter.grad)
+
+
+def test_fp16_overflow_skips_the_step_and_halves_the_scale() -> None:
+    state, x = build(precision="fp16"), torch.randn(8, 3) / 100
+    state.precision.scaler.load_state_dict({**state.precision.scaler.state_dict(), "scale": 4096.0})
+    assert train_step(state, [(x,)]).finite
+    assert state.precision.scaler.get_scale() == 4096
+    before = snapshot(state)
+    result = train_step(state, [(x * 1e5,)])  # the loss is finite, its gradient times 4096 no float16
+    assert result.loss.isfinite()
+    assert result.finite  # a matter for the scaler, not for the end of the run
+    assert all(torch.equal(before[key], tensor) for key, tensor in snapshot(state).items())
+    assert state.precision.scaler.get_scale() == 2048
+    train_step(state, [(x,)])
+    assert not any(torch.equal(before[key], tensor) for key, tensor in snapshot(state).items())
+
+
+def test_fp16_gradients_are_unscaled_before_they_are_used() -> None:
+    half, full = (build(precision=precision, momentum=0.0) for precision in ("fp16", "fp32"))
+    half.precision.scaler.load_state_dict({**half.precision.scaler.state_dict(), "scale": 512.0})
+    x = torch.randn(8, 3)
+    a, b = train_step(half, [(x,)]), train_step(full, [(x,)])
+    assert a.grad_norm.item() == pytest.approx(b.grad_norm.item(), rel=1e-2)
+    torch.testing.assert_close(half.module.layer.weight, full.module.layer.weight, atol=1e-4, rtol=1e-3)
+
+
+def test_a_loss_that_is_not_finite_under_fp16_is_reported() -> None:
+    state = build(precision="fp16")
+    before = snapshot(state)
+    assert not train_step(state, [(torch.full((8, 3), float("nan")),)]).finite
+    assert all(torch.equal(before[key], tensor) for key, tensor in snapshot(state).items())
+
+
+class Typed(Line):
+    """Notes the type it computes in."""
+
+    def forward(self, x: Tensor) -> Loss:
+        y = self.layer(x)
+        self.dtype = y.dtype
+        return Loss(y.float().square().mean())
+
+
+def test_bf16_stays_close_to_fp32_and_keeps_float32_parameters() -> None:
+    x, losses = torch.linspace(-2, 2, 24).view(8, 3), {}
+    for precision in ("fp32", "bf16"):
+        state = build(precision=precision, module=Typed())
+        losses[precision] = [train_step(state, [(x,)]).loss.item() for _ in range(10)]
+        assert {p.dtype for p in state.module.parameters()} == {torch.float32}
+    assert state.module.dtype == torch.bfloat16
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
+    assert losses["bf16"] != losses["fp32"]
+
+
 def test_spread_and_rank_tell_an_even_spread_from_a_point_and_a_line() -> None:
     torch.manual_seed(0)
     even, point = torch.randn(512, 64), torch.randn(1, 64).expand(512, 64)
@@ -85,8 +164,14 @@ def test_spread_and_rank_tell_an_even_spread_from_a_point_and_a_line() -> None:
     assert effective_rank(even).item() > 55
     assert effective_rank(line).item() == pytest.approx(1, abs=0.01)
     assert effective_rank(torch.randn(512, 5) @ torch.randn(5, 64)).item() == pytest.approx(5, abs=1)
-    health = Health()
-    assert judge(1.0, 50, health).state == "ok"
-    assert judge(1.0, 1.5, health).state == "warn"
-    assert judge(0.3, 50, health).state == "warn"
-    assert judge(0.01, 50, health).state == "collapsed"
+
+
+def test_an_fp16_overflow_skips_a_step_and_is_not_a_bad_loss() -> None:
+    settings = Run(batch_size=8, epochs=2, precision="fp16", optim=Optim())
+    state = build_state(Line(), settings, derive(settings, 1, 80), Runtime(0, 1, 0, torch.device("cpu")))
+    state.precision.scaler._init_scale = 2.0**100  # no gradient survives this scale
+    before, guard = snapshot(state), FiniteGuard(torch.device("cpu"))
+    guard.watch(1, train_step(state, [(torch.randn(8, 3),)]).finite)
+    assert all(torch.equal(before[key], tensor) for key, tensor in snapshot(state).items())
+    assert guard.first_bad() is None
+    assert state.precision.scaler.get_scale() == 2.0**99
