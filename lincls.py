@@ -63,6 +63,8 @@ def lincls(settings: Linear, runtime: "Runtime", folder: "RunFolder") -> None:
 
     # Frozen encoder, classifier, and what an earlier run left of it.
     torch.manual_seed(settings.seed)
+    if not settings.pretrained:
+        raise UserError("No encoder is given: set --pretrained to a run folder, an encoder file, or random")
     if settings.pretrained == "random":
         encoder = build_encoder(settings.encoder)
     else:

@@ -4,6 +4,8 @@ import os
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch.distributed.checkpoint as dcp
@@ -30,17 +32,21 @@ class Checkpoints:
         self.folder, self.keep, self.runtime = folder, max(1, keep), runtime
 
     def save(self, state: TrainState) -> Path:
-        """Saves the state of all ranks as `step_00001234`; returns the folder. Every rank must call it."""
+        """Saves the state of all ranks as `step_00001234`; returns the folder. Every rank must call it.
+
+        Raises UserError where the disk refuses; what was saved before stays as it was.
+        """
         final = self.folder / f"step_{state.step:08d}"
         temporary = self.folder / f".step_{state.step:08d}.tmp"
-        self.runtime.on_main(lambda: self._prepare(temporary))
-        # One thread: with more, a failed write inside a thread can go unreported (pytorch#191391).
-        dcp.save(
-            state.tensors(),
-            no_dist=self.runtime.world_size == 1,
-            storage_writer=dcp.FileSystemWriter(temporary, thread_count=1, sync_files=True),
-        )
-        self.runtime.on_main(lambda: self._publish(temporary, final))
+        with _told_as(f"Checkpoint {final} cannot be written", "make room, or give an --out that you may write to"):
+            self.runtime.on_main(lambda: self._prepare(temporary))
+            # One thread: with more, a failed write inside a thread can go unreported (pytorch#191391).
+            dcp.save(
+                state.tensors(),
+                no_dist=self.runtime.world_size == 1,
+                storage_writer=dcp.FileSystemWriter(temporary, thread_count=1, sync_files=True),
+            )
+            self.runtime.on_main(lambda: self._publish(temporary, final))
         return final
 
     def find(self, resume: str) -> Path | None:
@@ -51,23 +57,21 @@ class Checkpoints:
         """Fills the state, on any number of ranks. Raises UserError where the checkpoint does not fit the settings."""
         tensors = state.tensors()
         reader = dcp.FileSystemReader(path)
-        try:
+        with _told_as(f"Checkpoint {path} does not load", "use the settings it was made with, or another --out"):
             held = set(reader.read_metadata().state_dict_metadata)
             # DCP itself would take a part of a larger network's checkpoint without a word.
             if strangers := sorted(held.symmetric_difference(tensors)):
                 raise ValueError(f"{len(strangers)} tensors are in one and not in the other, such as {strangers[0]}")
             dcp.load(tensors, storage_reader=reader, no_dist=self.runtime.world_size == 1)
-        except (dcp.CheckpointException, RuntimeError, ValueError, OSError) as error:  # the first is a BaseException
-            reason = " ".join(str(error).split())[-300:]
-            raise UserError(
-                f"Checkpoint {path} does not load ({reason}); use the settings it was made with, or another --out"
-            ) from None
         state.restore()
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint on disk, as this rank sees it."""
-        complete = [p for p in self.folder.glob("step_*") if _NAME.fullmatch(p.name) and (p / ".metadata").is_file()]
-        return max(complete, key=lambda p: p.name, default=None)
+        return max(self._complete(), default=None)
+
+    def _complete(self) -> list[Path]:
+        found = (p for p in self.folder.glob("step_*") if _NAME.fullmatch(p.name) and (p / ".metadata").is_file())
+        return sorted(found)
 
     def _find(self, resume: str) -> Path | None:
         if resume == "never":
@@ -95,10 +99,21 @@ class Checkpoints:
         os.rename(temporary, final)
         _sync_folder(self.folder)
         write_atomically(self.folder / "latest", final.name + "\n")
-        complete = sorted(p for p in self.folder.glob("step_*") if _NAME.fullmatch(p.name))
-        for old in complete[: -self.keep]:
+        for old in self._complete()[: -self.keep]:
             if old != final:
                 shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _told_as(what: str, remedy: str) -> Iterator[None]:
+    """Turns whatever goes wrong with a checkpoint's files into a UserError of one sentence."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, UserError):
+        raise
+    except BaseException as error:  # dcp's CheckpointException is no Exception; a damaged pickle raises anything
+        reason = " ".join(str(error).split())[-300:] or type(error).__name__
+        raise UserError(f"{what} ({reason}); {remedy}") from None
 
 
 def _sync_folder(path: Path) -> None:

@@ -30,16 +30,19 @@ class Runtime:
         return self.rank == 0
 
     def on_main(self, make: Callable[[], T]) -> T:
-        """`make()` on rank 0, its result or its UserError on every rank: one reads the disk, all agree."""
+        """`make()` on rank 0, its result or its error on every rank: one reads the disk, all agree."""
         if self.world_size == 1:
             return make()
         box: list[Any] = [None, None]
+        failed: BaseException | None = None
         if self.is_main:
             try:
                 box[0] = make()
-            except UserError as error:
-                box[1] = str(error)
+            except BaseException as error:  # the others must hear of it, whatever it is, or they would wait for ever
+                failed, box[1] = error, str(error) or type(error).__name__
         dist.broadcast_object_list(box, src=0, device=self.device if self.device.type == "cuda" else None)
+        if failed is not None:
+            raise failed
         if box[1] is not None:
             raise UserError(box[1])
         return box[0]

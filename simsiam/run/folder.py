@@ -28,10 +28,11 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.encoder = self.path / "encoder.safetensors"
         self.bad_files = self.path / "bad_files.txt"
+        self._begun = False
 
     @contextmanager
     def opened(self, settings: Run, runtime: Runtime) -> Iterator["RunFolder"]:
-        """The folder made, config.yaml in it; marked `failed` where the run ends by an exception.
+        """The folder made; marked `failed` where a run that has begun ends by an exception.
 
         Raises UserError where it cannot be written, or where `--resume never` finds a run in it.
         """
@@ -39,9 +40,19 @@ class RunFolder:
         try:
             yield self
         except BaseException:
-            if runtime.is_main:
+            if self._begun:
                 self.mark("failed")
             raise
+
+    def begin(self, settings: Run) -> None:
+        """Writes config.yaml and marks the run in progress; rank 0, when nothing is left that a mistake could stop."""
+        self._begun = True
+        # An encoder file of an earlier end would be taken for this run's; its weights are in the checkpoint too.
+        self.encoder.unlink(missing_ok=True)
+        self.mark("in-progress")
+        text = yaml.safe_dump(_plain(asdict(settings)), sort_keys=False)
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        write_atomically(self.path / "config.yaml", f"# {command}\n# python {platform.python_version()}\n{text}")
 
     def _open(self, settings: Run) -> None:
         try:
@@ -57,12 +68,6 @@ class RunFolder:
             raise UserError(
                 f"{self.path} already holds a run and --resume is never; give another --out or remove the folder"
             )
-        # An encoder file of an earlier end would be taken for this run's; its weights are in the checkpoint too.
-        self.encoder.unlink(missing_ok=True)
-        self.mark("in-progress")
-        text = yaml.safe_dump(_plain(asdict(settings)), sort_keys=False)
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        (self.path / "config.yaml").write_text(f"# {command}\n# python {platform.python_version()}\n{text}")
 
     def mark(self, state: str) -> None:
         """Shows that the run is `in-progress`, `completed` or `failed`."""

@@ -45,6 +45,8 @@ class Journal:
         facts: dict[str, str],
     ) -> None:
         self._folder, self._settings, self._numbers, self._runtime = folder, settings, numbers, runtime
+        if runtime.is_main:
+            folder.begin(settings)
         self._metrics = Metrics(folder.path if runtime.is_main else None, state.step)
         self._progress = Progress(numbers.stop_step, state.step, shown=runtime.is_main, hidden=settings.hide_progress)
         self._began, self._first_step = time.perf_counter(), state.step

@@ -150,6 +150,7 @@ def test_an_interrupted_save_is_replaced_by_the_next(tmp_path: Path) -> None:
     (tmp_path / ".step_00000004.tmp").mkdir(parents=True)
     (tmp_path / ".step_00000004.tmp/__1_0.distcp").write_bytes(b"of a rank that is no more")
     (tmp_path / "step_00000004").mkdir()
+    (tmp_path / "step_00000004/__0_0.distcp").write_bytes(b"half")
     save_at(tmp_path, 4)
     assert names(tmp_path) == ["latest", "step_00000004"]
     assert names(tmp_path / "step_00000004") == [".metadata", "__0_0.distcp"]
