@@ -99,6 +99,11 @@ def lincls(settings: Linear, runtime: "Runtime", folder: "RunFolder") -> None:
             print(f"{found}: {answer}")
         return
 
+    if state.step >= numbers.stop_step and folder.is_completed:
+        if runtime.is_main:
+            print(f"{folder.path} is complete at step {state.step}; its figures are in summary.json")
+        return
+
     facts = {
         "encoder": f"{settings.pretrained} ({probe.encoder.encoder_name}), frozen",
         "data": f"{settings.data}, {len(images.classes)} classes, {len(images):,} images, {len(val):,} to validate on",

@@ -65,6 +65,10 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     found = checkpoints.find(settings.resume)
     if found is not None:
         checkpoints.load(found, state)
+    if state.step >= numbers.stop_step and folder.is_completed:
+        if runtime.is_main:
+            print(f"{folder.path} is complete at step {state.step}; its figures are in summary.json")
+        return
 
     monitor = KnnMonitor(settings, images, runtime)
     facts = {

@@ -31,7 +31,8 @@ def test_a_run_leaves_everything_and_its_encoder_is_measured(launch, tmp_path: P
     for key in ("loss", "std", "effective_rank", "verdict", "lr", "grad_norm", "pairs_per_second", "data_seconds"):
         assert key in line
     again = launch("pretrain.py", "-c", run / "config.yaml")
-    assert "from 3 to 3" in again.stdout
+    assert "complete at step 3" in again.stdout
+    assert json.loads((run / "summary.json").read_text())["knn"] >= 0
     refused = launch("pretrain.py", "-c", run / "config.yaml", "--resume", "never", check=False)
     assert refused.returncode == 2
     assert "already holds a run" in refused.stderr

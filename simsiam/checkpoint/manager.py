@@ -99,9 +99,11 @@ class Checkpoints:
         os.rename(temporary, final)
         _sync_folder(self.folder)
         write_atomically(self.folder / "latest", final.name + "\n")
-        for old in self._complete()[: -self.keep]:
-            if old != final:
-                shutil.rmtree(old, ignore_errors=True)
+        complete = self._complete()
+        # Later steps than the one just saved are of a branch that was left by resuming from before it.
+        here = complete.index(final) + 1
+        for old in complete[: max(0, here - self.keep)] + complete[here:]:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

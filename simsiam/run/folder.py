@@ -75,6 +75,21 @@ class RunFolder:
             (self.path / other).unlink(missing_ok=True)
         (self.path / state).touch()
 
+    @property
+    def is_completed(self) -> bool:
+        """Whether the last run here came to its end."""
+        return (self.path / "completed").exists()
+
+    def count_bad_files(self) -> int:
+        """Images that could not be read, each once, over all ranks and resumes."""
+        return len(set(self.bad_files.read_text().splitlines())) if self.bad_files.exists() else 0
+
+    def read_summary(self) -> dict[str, Any]:
+        """The figures so far of a run that goes on; how it ended is not one of them."""
+        path = self.path / "summary.json"
+        figures = json.loads(path.read_text()) if path.exists() else {}
+        return {key: value for key, value in figures.items() if key not in ("state", "reason")}
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         """summary.json, in one move."""
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")

@@ -13,7 +13,7 @@ from torchvision.io import write_png
 
 from simsiam.data.image_set import ImageSet
 from simsiam.data.loaders import Crops
-from simsiam.distributed.collectives import gather_rows, mean_over_ranks
+from simsiam.distributed.collectives import mean_over_ranks
 from simsiam.distributed.runtime import Runtime
 from simsiam.errors import TrainingStopped
 from simsiam.run.folder import RunFolder
@@ -51,7 +51,7 @@ class Journal:
         self._progress = Progress(numbers.stop_step, state.step, shown=runtime.is_main, hidden=settings.hide_progress)
         self._began, self._first_step = time.perf_counter(), state.step
         self._bad: set[int] = set()
-        self.summary: dict[str, Any] = {}
+        self.summary: dict[str, Any] = folder.read_summary() if runtime.is_main and state.step else {}
         self.say(banner(settings, numbers, runtime, state, facts))
 
     def say(self, text: str) -> None:
@@ -136,8 +136,8 @@ class Journal:
 
     def finish(self, **figures: Any) -> None:
         """Ends the run as completed, with the figures of summary.json. Every rank must call it."""
-        mine = torch.tensor(sorted(self._bad), dtype=torch.int64, device=self._runtime.device)
-        bad = len(gather_rows(mine).unique())
+        self._runtime.barrier()  # every rank has listed what it could not read
+        bad = self._folder.count_bad_files()
         self._end("completed", {**figures, "replaced_images": bad})
         listed = f", {bad} images could not be read, see {self._folder.bad_files}" if bad else ""
         self.say(f"completed in {self.summary['seconds']:.0f} s{listed}; results in {self._folder.path}")

@@ -245,3 +245,14 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").touch()
     with pytest.raises(UserError, match="cannot be written"):
         checkpoints(tmp_path / "checkpoints").save(build())
+
+
+def test_a_branch_that_was_left_does_not_come_back(tmp_path: Path) -> None:
+    save_at(tmp_path, 2, 4, 6, 8)
+    state = build()
+    checkpoints(tmp_path).load(tmp_path / "step_00000006", state)
+    state.step = 7
+    checkpoints(tmp_path).save(state)
+    assert checkpoints(tmp_path).find("auto") == tmp_path / "step_00000007"
+    assert "step_00000008" not in names(tmp_path)
+    assert "step_00000006" in names(tmp_path)
