@@ -51,6 +51,15 @@ def lincls(settings: Linear, runtime: "Runtime", folder: "RunFolder") -> None:
     from simsiam.training.finite import FiniteGuard
     from simsiam.training.step import train_step
 
+    # Encoder: before the data, so that a mistake in its name costs no decoding.
+    torch.manual_seed(settings.seed)
+    if not settings.pretrained:
+        raise UserError("No encoder is given: set --pretrained to a run folder, an encoder file, or random")
+    if settings.pretrained == "random":
+        encoder = build_encoder(settings.encoder)
+    else:
+        encoder = load_encoder(settings.pretrained, name=settings.encoder or None)
+
     # Data: one augmented crop to train on, the centre crop to validate on.
     images, loader_is = choose_images(open_images(settings, "train", runtime), settings, runtime.is_main)
     val, _ = choose_images(open_images(settings, "val", runtime, images.classes), settings, runtime.is_main)
@@ -61,14 +70,7 @@ def lincls(settings: Linear, runtime: "Runtime", folder: "RunFolder") -> None:
     loader = make_loader(images, plan, settings, 1, runtime.device)
     augment = Augment(settings.views, settings.seed).to(runtime.device)
 
-    # Frozen encoder, classifier, and what an earlier run left of it.
-    torch.manual_seed(settings.seed)
-    if not settings.pretrained:
-        raise UserError("No encoder is given: set --pretrained to a run folder, an encoder file, or random")
-    if settings.pretrained == "random":
-        encoder = build_encoder(settings.encoder)
-    else:
-        encoder = load_encoder(settings.pretrained, name=settings.encoder or None)
+    # Classifier, drawn alike whatever the encoder's loading drew, and what an earlier run left of it.
     torch.manual_seed(settings.seed)
     probe = LinearProbe(encoder, len(images.classes))
     state = build_state(probe, settings, numbers, runtime)
@@ -99,9 +101,7 @@ def lincls(settings: Linear, runtime: "Runtime", folder: "RunFolder") -> None:
             print(f"{found}: {answer}")
         return
 
-    if state.step >= numbers.stop_step and folder.is_completed:
-        if runtime.is_main:
-            print(f"{folder.path} is complete at step {state.step}; its figures are in summary.json")
+    if folder.has_ended(state.step, numbers.stop_step, runtime):
         return
 
     facts = {
@@ -121,18 +121,20 @@ def lincls(settings: Linear, runtime: "Runtime", folder: "RunFolder") -> None:
         journal.stepped(micro_batches, images)
         step, last = state.step, state.step == numbers.stop_step
 
-        if last or due(step, settings.log_every):
-            journal.stop_unless_finite(guard, checkpoints.newest())
+        logs, validates = (last or due(step, every) for every in (settings.log_every, settings.val_every * spe))
+        saves = last or due(step, settings.checkpoint.every_steps) or due(step, settings.checkpoint.every_epochs * spe)
+        if logs or validates or saves:
+            journal.stop_unless_finite(guard, checkpoints.newest)
+        if logs:
             journal.log(state, result, clock, {})
-        if last or due(step, settings.val_every * spe):
-            journal.stop_unless_finite(guard, checkpoints.newest())
+        if validates:
             answer = validate()
             journal.answer(step, top1=answer.top1, top5=answer.top5)
             journal.summary.update({"val_images": answer.images, "val_skipped": answer.skipped})
             if runtime.is_main and journal.is_best("top1"):
                 write_classifier(probe.head, images.classes, folder.path / "linear_best.safetensors")
             clock.restart()
-        if last or due(step, settings.checkpoint.every_steps) or due(step, settings.checkpoint.every_epochs * spe):
+        if saves:
             checkpoints.save(state)
             clock.restart()
 

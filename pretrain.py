@@ -1,7 +1,7 @@
 """Pretrains an encoder without labels.
 
     torchrun --nproc_per_node=8 pretrain.py --data IMAGENET          SimSiam, ResNet-50, 100 epochs (68.1 linear top-1)
-    python pretrain.py --recipe quickstart                           a minute or two on a laptop
+    python pretrain.py --recipe quickstart                           three minutes on a laptop
     python pretrain.py --recipe cifar10-r18 --download               CIFAR-10
     python pretrain.py --help                                        every setting; `simsiam recipes` for the recipes
 
@@ -50,24 +50,25 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     from simsiam.training.health import examine
     from simsiam.training.step import train_step
 
+    # Network: before the data, so that a mistake in its name costs no decoding.
+    torch.manual_seed(settings.seed)
+    method = build_method(settings.method, settings.encoder)
+
     # Data: sample ids -> uint8 crops -> views.
     images, loader_is = choose_images(open_images(settings, "pretrain", runtime), settings, runtime.is_main)
     numbers = derive(settings, runtime.world_size, len(images))
     plan = Plan(len(images), numbers.global_batch, settings.seed, runtime.rank, runtime.world_size)
     augment = Augment(settings.views, settings.seed).to(runtime.device)
 
-    # Network and optimiser, and what an earlier run left of them.
-    torch.manual_seed(settings.seed)
-    method = build_method(settings.method, settings.encoder)
     loader = make_loader(images, plan, settings, method.num_views, runtime.device)
+
+    # Optimiser, and what an earlier run left of it all.
     state = build_state(method, settings, numbers, runtime)
     checkpoints = Checkpoints(folder.checkpoints, settings.checkpoint.keep, runtime)
     found = checkpoints.find(settings.resume)
     if found is not None:
         checkpoints.load(found, state)
-    if state.step >= numbers.stop_step and folder.is_completed:
-        if runtime.is_main:
-            print(f"{folder.path} is complete at step {state.step}; its figures are in summary.json")
+    if folder.has_ended(state.step, numbers.stop_step, runtime):
         return
 
     monitor = KnnMonitor(settings, images, runtime)
@@ -91,14 +92,16 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
         journal.stepped(micro_batches, images)
         step, last = state.step, state.step == numbers.stop_step
 
-        if last or due(step, settings.log_every):
-            journal.stop_unless_finite(guard, checkpoints.newest())
+        logs = last or due(step, settings.log_every)
+        saves = last or due(step, settings.checkpoint.every_steps) or due(step, settings.checkpoint.every_epochs * spe)
+        if logs or saves:
+            journal.stop_unless_finite(guard, checkpoints.newest)
+        if logs:
             measures, verdict = examine(result.output.projections[0], settings.health)
             journal.log(state, result, clock, measures, f"std {measures['std']:.3f}  {verdict.state}")
             if verdict.state == "collapsed" and settings.health.on_collapse == "stop":
                 journal.stop(f"collapsed at step {step}: {verdict.reason}; checkpoint {checkpoints.save(state)}")
-        if last or due(step, settings.checkpoint.every_steps) or due(step, settings.checkpoint.every_epochs * spe):
-            journal.stop_unless_finite(guard, checkpoints.newest())
+        if saves:
             checkpoints.save(state)
             clock.restart()
         if monitor.on and (last or due(step, settings.knn_every * spe)):

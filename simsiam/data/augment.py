@@ -3,7 +3,7 @@
 Definitions are torchvision's on float images (ColorJitter in random order, HSV hue, contrast around the image's own
 mean gray, clamping after each operation). The blur is a true Gaussian, cut at 16 pixels (8 standard deviations of the
 recipes' widest), with the edge pixel repeated; PIL's GaussianBlur in the official recipe is three box filters that
-approximate it (mean difference on photographs about half a level of 255; tests/data/test_augment.py holds the bound).
+approximate it (mean difference about half a level of 255; tests/data/test_augment.py holds the bound).
 """
 
 from collections.abc import Callable

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from simsiam.data.image_set import BadImage, ImageSet
+from simsiam.data.loaders.torchvision import as_is
 from simsiam.settings.tree import Views
 
 
@@ -30,14 +31,10 @@ def centre_batches(images: ImageSet, samples: np.ndarray, views: Views, batch: i
             _Centre(images, views),
             sampler=chunks,
             batch_size=None,
-            collate_fn=_as_is,
+            collate_fn=as_is,
             num_workers=min(workers, len(chunks)),
         )
     )
-
-
-def _as_is(item: object) -> object:
-    return item
 
 
 class _Centre(Dataset):

@@ -75,10 +75,14 @@ class RunFolder:
             (self.path / other).unlink(missing_ok=True)
         (self.path / state).touch()
 
-    @property
-    def is_completed(self) -> bool:
-        """Whether the last run here came to its end."""
-        return (self.path / "completed").exists()
+    def has_ended(self, step: int, stop_step: int, runtime: Runtime) -> bool:
+        """Whether the run here is complete and `step` leaves nothing to do; says so. Every rank must call it."""
+        # Rank 0 looks for all: ranks that saw different folders would part ways for ever.
+        if step < stop_step or not runtime.on_main((self.path / "completed").exists):
+            return False
+        if runtime.is_main:
+            print(f"{self.path} is complete at step {step}; its figures are in summary.json")
+        return True
 
     def count_bad_files(self) -> int:
         """Images that could not be read, each once, over all ranks and resumes."""

@@ -2,7 +2,7 @@
 
 import resource
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any, NoReturn
@@ -117,12 +117,13 @@ class Journal:
     def is_best(self, name: str) -> bool:
         """Whether the newest answer is the best so far; on rank 0."""
         history = self._metrics.series(name)
-        return bool(history) and history[-1][1] == max(value for _, value in history)
+        return history[-1][1] == max(value for _, value in history)
 
-    def stop_unless_finite(self, guard: FiniteGuard, newest: Path | None) -> None:
+    def stop_unless_finite(self, guard: FiniteGuard, newest_checkpoint: Callable[[], Path | None]) -> None:
         """Ends the run where a step's loss or gradient was not finite; nothing of it was saved or applied."""
         step = guard.first_bad()
         if step is not None:
+            newest = newest_checkpoint()
             kept = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
             self.stop(
                 f"loss or gradient was not finite at step {step}; no update was made from it and {kept}; "

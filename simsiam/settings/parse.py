@@ -50,8 +50,9 @@ def parse(kind: type[S], argv: list[str] | None = None, *, recipe: str, prog: st
         UserError: an unknown recipe, key or value.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    known = list(_keys(kind))
-    name, words = _take_recipe(_words(argv, kind), recipe)
+    keys = _keys(kind)
+    known = list(keys)
+    name, words = _take_recipe(_words(argv, keys), recipe)
     _check_words(words, known, prog)
     path = find_recipe(name)
     _check_file(path, known)
@@ -93,9 +94,9 @@ def _keys(kind: type, prefix: str = "") -> dict[str, Any]:
     return keys
 
 
-def _words(argv: list[str], kind: type[Run]) -> list[str]:
+def _words(argv: list[str], keys: dict[str, Any]) -> list[str]:
     """The habits of other tools as jsonargparse's: kebab-case keys, bare switches, `--method NAME`."""
-    switches = {f"--{key}" for key, type_ in _keys(kind).items() if type_ is bool}
+    switches = {f"--{key}" for key, type_ in keys.items() if type_ is bool}
     words: list[str] = []
     for position, word in enumerate(argv):
         if not word.startswith("--"):

@@ -73,3 +73,13 @@ def test_a_run_resumes_on_another_number_of_ranks(launch, tmp_path: Path) -> Non
     straight, moved = logged(tmp_path / "straight"), logged(tmp_path / "moved")
     assert straight.keys() == moved.keys()
     assert list(moved.values()) == pytest.approx(list(straight.values()), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_on_two_ranks_resumes_bit_equal(launch, tmp_path: Path) -> None:
+    launch("pretrain.py", *SMALL, "--out", tmp_path / "straight", ranks=2)
+    launch("pretrain.py", *SMALL, "--max-steps", 17, "--out", tmp_path / "stopped", ranks=2)
+    launch("pretrain.py", *SMALL, "--out", tmp_path / "stopped", ranks=2)
+    straight, stopped = (state_at(tmp_path / name / "checkpoints/step_00000040") for name in ("straight", "stopped"))
+    assert [key for key in straight if not torch.equal(straight[key], stopped[key])] == []
+    assert logged(tmp_path / "straight") == logged(tmp_path / "stopped")
