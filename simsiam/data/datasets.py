@@ -1,13 +1,16 @@
-"""`--data` and a split -> the images: a built-in name or a folder."""
+"""`--data` and a split -> the images: a built-in name, a folder, or a folder or URL of shards."""
 
 import os
 from pathlib import Path
 
+from simsiam.data.cache import cache_root
 from simsiam.data.image_set import ImageSet
+from simsiam.data.index_cache import folder_index, keep_facts
 from simsiam.data.sources.binaries import cifar10, cifar100, stl10
 from simsiam.data.sources.digits import digits
 from simsiam.data.sources.folder import FolderImages
 from simsiam.data.sources.shapes import shapes_root
+from simsiam.data.survey import survey
 from simsiam.errors import UserError
 
 _BINARIES = {"cifar10": cifar10, "cifar100": cifar100, "stl10": stl10}
@@ -15,7 +18,15 @@ BUILT_IN = ("shapes", "digits", *_BINARIES)
 _SPLIT_FOLDERS = {"pretrain": ("train",), "train": ("train",), "val": ("val", "test", "validation")}
 
 
-def open_dataset(data: str, split: str, *, download: bool = False, classes: tuple[str, ...] | None = None) -> ImageSet:
+def open_dataset(
+    data: str,
+    split: str,
+    *,
+    download: bool = False,
+    classes: tuple[str, ...] | None = None,
+    checksums: bool = False,
+    workers: int = 0,
+) -> ImageSet:
     """The images of one split.
 
     Args:
@@ -25,6 +36,8 @@ def open_dataset(data: str, split: str, *, download: bool = False, classes: tupl
             both of the first are FOLDER/train, or FOLDER itself without one; `val` is FOLDER/val, /test or /validation.
         download: fetch what a built-in dataset lacks.
         classes: the train split's classes, so that those of a folder's `val` get the same numbers by name.
+        checksums: verify each file as it is read; a folder's checksums are made on first use, which reads it all.
+        workers: processes that read a folder for its checksums.
 
     Raises:
         UserError: no such dataset, split or file, or a folder that `FolderImages` refuses.
@@ -34,7 +47,7 @@ def open_dataset(data: str, split: str, *, download: bool = False, classes: tupl
         raise ValueError(f"split is pretrain, train or val, not {split!r}")
     name, root = _parse(data)
     if name == "shapes":
-        return FolderImages(shapes_root() / _SPLIT_FOLDERS[split][0], classes)
+        return _folder(shapes_root() / _SPLIT_FOLDERS[split][0], classes, checksums, workers)
     if name == "digits":
         return digits(split)
     if name is not None:
@@ -44,7 +57,17 @@ def open_dataset(data: str, split: str, *, download: bool = False, classes: tupl
         raise UserError(
             f"{root} has no validation images: none of the folders val, test or validation is in it; add one."
         )
-    return FolderImages(folder, classes)
+    return _folder(folder, classes, checksums, workers)
+
+
+def _folder(root: Path, classes: tuple[str, ...] | None, checksums: bool, workers: int) -> FolderImages:
+    index = folder_index(root)
+    unread = index.unread() if checksums else ()
+    if len(unread):
+        images = FolderImages(root, index=index)
+        index, _ = survey(images, unread, workers, decoding=False, show_progress=True)
+        keep_facts(root, index)
+    return FolderImages(root, classes, index=index, verify=checksums)
 
 
 def has_split(data: str, split: str) -> bool:
@@ -82,7 +105,7 @@ def _parse(data: str) -> tuple[str | None, Path]:
 def _default_root() -> str:
     """`$DATA`, unless it names a built-in dataset, for it is the default of --data too."""
     data = os.environ.get("DATA", "")
-    return "~/.cache/simsiam" if data.partition(":")[0] in ("", *BUILT_IN) else data
+    return str(cache_root()) if data.partition(":")[0] in ("", *BUILT_IN) else data
 
 
 def _split_folder(root: Path, split: str) -> Path | None:

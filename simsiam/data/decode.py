@@ -3,6 +3,7 @@
 import io
 import struct
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _NO_PAYLOAD = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length: TEM, RST0-7, SOI
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0-15 without DHT, JPG, DAC
+_ORDINARY_FRAMES = (0xC0, 0xC1, 0xC2)
 
 
 def decode(data: bytes) -> torch.Tensor:
@@ -39,9 +41,9 @@ def decode(data: bytes) -> torch.Tensor:
     if not data:
         raise BadImage("the file is empty")
     if decode_jpeg is not None and data.startswith(_JPEG_MAGIC):
-        size = _jpeg_size(data)
-        if size is not None:
-            _check_size(*size)
+        header = jpeg_header(data)
+        if header is not None:
+            _check_size(header.width, header.height)
             try:
                 # A bytearray, since torch warns of buffers that it must not write to.
                 return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode="RGB")
@@ -50,9 +52,23 @@ def decode(data: bytes) -> torch.Tensor:
     return _decode_with_pil(data)
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) from the first frame header of a JPEG; None where no frame header can be found."""
-    position = 2
+class JpegHeader(NamedTuple):
+    """What the first frame header of a JPEG announces.
+
+    Attributes:
+        ordinary: 8 bits, Huffman-coded, sequential or progressive, gray or YCbCr: what every decoder agrees on.
+    """
+
+    height: int
+    width: int
+    ordinary: bool
+
+
+def jpeg_header(data: bytes) -> JpegHeader | None:
+    """The header of a JPEG; None where the data is no JPEG or no frame header can be found."""
+    if not data.startswith(_JPEG_MAGIC):
+        return None
+    position, stored_as_rgb = 2, False
     while position + 4 <= len(data):
         if data[position] != 0xFF:
             return None
@@ -60,15 +76,32 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
         if marker == 0xFF or marker in _NO_PAYLOAD:
             position += 1 if marker == 0xFF else 2
             continue
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
         if marker in _FRAME_HEADERS:
-            if position + 9 > len(data):
+            if position + 10 > len(data):
                 return None
-            height, width = struct.unpack_from(">HH", data, position + 5)
-            return width, height
+            bits, height, width, components = struct.unpack_from(">BHHB", data, position + 4)
+            stored_as_rgb |= data[position + 10 : position + 10 + 3 * components : 3] == b"RGB"
+            known = marker in _ORDINARY_FRAMES and bits == 8 and components in (1, 3)
+            return JpegHeader(height, width, known and not stored_as_rgb)
         if marker == 0xDA:  # scan data before any frame header
             return None
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker == 0xEE and data[position + 4 : position + 9] == b"Adobe" and length >= 14:
+            stored_as_rgb = data[position + 15] == 0  # Adobe's colour transform: none
+        position += 2 + length
     return None
+
+
+def image_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) that an encoded image announces; None where it is no image."""
+    header = jpeg_header(data)
+    if header is not None:
+        return header.height, header.width
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:  # reads the header only
+            return image.size[1], image.size[0]
+    except Exception:  # PIL's plugins raise anything from SyntaxError to struct.error on damaged data
+        return None
 
 
 def _check_size(width: int, height: int) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from simsiam.data.encoded import EncodedImages
 from simsiam.data.image_set import ImageSet
 
 
@@ -25,6 +26,16 @@ class Subset:
         return self._images.read(int(self._samples[sample]))
 
 
-def evenly_spaced(images: ImageSet, count: int) -> Subset:
+def take(images: ImageSet, samples: np.ndarray) -> ImageSet:
+    """The set of some images, int64 (n,), in their order, with the same classes."""
+    return images.take(samples) if isinstance(images, EncodedImages) else Subset(images, samples)
+
+
+def evenly_spaced(images: ImageSet, count: int) -> ImageSet:
     """At most `count` images spread evenly over the order of the set, and so over its classes."""
-    return Subset(images, np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64)))
+    return take(images, np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64)))
+
+
+def choose(images: ImageSet, subset: str) -> ImageSet:
+    """The part of a training set that `--subset` names."""
+    raise NotImplementedError(subset)

@@ -108,12 +108,29 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Dali:
+    """The DALI loader."""
+
+    threads: int = 0
+    """Decoding threads per rank; 0 takes `workers`."""
+    prefetch: int = 2
+    """Batches made ahead."""
+    hw_decoder_load: float = 0.65
+    """Part of the JPEGs that go to the GPU's hardware decoder, where it has one."""
+
+
+@dataclass(frozen=True)
 class Run:
     """What all training commands share."""
 
     data: str = ""
-    """Image folder (with train/ and val/), or built in: shapes, digits, cifar10[:ROOT], cifar100[:ROOT], stl10[:ROOT].
-    Default: $DATA."""
+    """Image folder (with train/ and val/), folder or URL (s3://, gs://, hf://) of shards, or built in: shapes, digits,
+    cifar10[:ROOT], cifar100[:ROOT], stl10[:ROOT]. Default: $DATA."""
+    subset: str = ""
+    """Part of the training images: a fraction (balanced over the classes), 1pct or 10pct (the published ImageNet
+    lists), or a file of names. All by default."""
+    checksums: bool = False
+    """Compare each image file with the checksum of the index, made on first use: nothing else notices flipped bits."""
     out: str = ""
     """Run folder. Default: $LOG, or runs, and in it the recipe's name."""
     batch_size: int = 512
@@ -128,8 +145,14 @@ class Run:
     """Seed of the initial weights, the sample order and every view."""
     workers: int = 8
     """Loader worker processes per rank; 0 loads in the training process."""
-    loader: Literal["auto", "torchvision", "resident"] = "auto"
-    """torchvision decodes in worker processes; resident keeps a small decoded set in memory; auto says what it took."""
+    loader: Literal["auto", "dali", "torchvision", "resident"] = "auto"
+    """dali decodes JPEG on the GPU, or by threads without one; torchvision decodes in worker processes; resident keeps
+    a small decoded set in memory; auto takes one and says why."""
+    shuffle: Literal["full", "shards"] = "full"
+    """full orders an epoch at random; shards orders shards at random, and samples within `shuffle_buffer`, for storage
+    that is fast only where it is read in sequence."""
+    shuffle_buffer: int = 10_000
+    """Samples over which `shuffle: shards` mixes."""
     download: bool = False
     """Download a built-in dataset that is not on disk."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -148,6 +171,7 @@ class Run:
     views: Views = field(default_factory=Views)
     optim: Optim = field(default_factory=Optim)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    dali: Dali = field(default_factory=Dali)
 
 
 @dataclass(frozen=True)

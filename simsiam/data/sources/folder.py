@@ -1,20 +1,28 @@
 """Images on disk: one folder per class, or a folder of images without classes."""
 
+import errno
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from simsiam.data.decode import decode
+from simsiam.data.encoded import EncodedImages
 from simsiam.data.image_set import BadImage
+from simsiam.data.index import Index, Strings
 from simsiam.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+_PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN}  # what a network file system says and then recovers
+_RETRY_SECONDS = (0.1, 1.0)
+_THREADS = 8  # class folders listed at a time: on a network file system each is a round trip or more
 
 
-class FolderImages:
+class FolderImages(EncodedImages):
     """The images below a folder, as an `ImageSet`.
 
     `ROOT/CLASS/**/IMAGE` is labelled by CLASS, classes and files in the order of their names; images directly in ROOT,
@@ -24,98 +32,123 @@ class FolderImages:
         root: the folder.
         classes: class names whose numbers to use, those of the train split for its val split: a class is matched by
             name, so one that has no folder here shifts no other. By default the folders here, sorted.
+        index: what `scan` found earlier; by default the folder is scanned.
+        verify: as in `EncodedImages`.
 
     Raises:
         UserError: no such folder, no image in it, an empty class folder, images both in ROOT and in class folders, or
             a class folder that `classes` lacks.
     """
 
-    def __init__(self, root: str | os.PathLike[str], classes: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        classes: Sequence[str] | None = None,
+        *,
+        index: Index | None = None,
+        verify: bool = False,
+    ) -> None:
         self.root = Path(root)
-        if not self.root.exists():
-            raise UserError(f"The image folder {self.root} does not exist; give the path of one that does.")
-        if not self.root.is_dir():
-            raise UserError(f"{self.root} is a file, not a folder of images; give the folder that holds the images.")
-        folders, loose = _list(self.root)
-        per_class = [(name, list(_walk(self.root / name, name + "/"))) for name in folders]
-        labelled = any(paths for _, paths in per_class)
-        if not labelled and not loose:
-            raise UserError(
-                f"No image in {self.root}: put one folder per class there, or images themselves "
-                f"({' '.join(EXTENSIONS)})."
-            )
-        if labelled and loose:
-            raise UserError(
-                f"{self.root} holds both class folders and {len(loose)} loose images such as {loose[0]}; "
-                "move the loose ones into a class folder or out of it."
-            )
-        if labelled:
-            _refuse_empty(self.root, [name for name, paths in per_class if not paths])
-            self.classes = tuple(classes or folders)
-            numbers = _numbers(self.root, folders, self.classes)
-            counts = [len(paths) for _, paths in per_class]
-            self.labels = np.repeat(np.array(numbers, dtype=np.int64), counts)
-            self._paths = _Strings(path for _, paths in per_class for path in paths)
-        else:
-            self.classes = ()
-            self.labels = np.full(len(loose), -1, dtype=np.int64)
-            self._paths = _Strings(loose)
+        index = index or scan(self.root).index
+        super().__init__(index.numbered_by(classes, str(self.root)), verify)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def name(self, sample: int) -> str:
-        """The path of a sample relative to the root, with `/` between folders."""
-        return os.fsdecode(self._paths[sample])
-
-    def read_bytes(self, sample: int) -> bytes:
-        """The file of a sample as it is on disk. Raises `BadImage` where it cannot be read."""
-        try:
-            with open(os.path.join(os.fsencode(self.root), self._paths[sample]), "rb") as file:
-                return file.read()
-        except OSError as error:
-            raise BadImage(error.strerror or str(error)) from error
-
-    def read(self, sample: int) -> torch.Tensor:
-        """The whole image, uint8 (3, H, W) RGB. Raises `BadImage` where it cannot be read or decoded."""
-        return decode(self.read_bytes(sample))
+    def _stored(self, sample: int) -> bytes:
+        path = os.path.join(self.root, self.name(sample))
+        for pause in (*_RETRY_SECONDS, None):
+            try:
+                with open(path, "rb") as file:
+                    return file.read()
+            except OSError as error:
+                if pause is None or error.errno not in _PASSING:
+                    raise BadImage(error.strerror or str(error)) from error
+                time.sleep(pause)
+        raise AssertionError
 
 
-class _Strings:
-    """Paths in two numpy arrays: Python strings would be copied into every forked worker as their counts change."""
+class Scan(NamedTuple):
+    """A folder's index, and what tells later whether it has changed.
 
-    def __init__(self, strings: Iterator[str] | list[str]) -> None:
-        encoded = [os.fsencode(string) for string in strings]
-        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        self._blob = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+    Attributes:
+        folders: every folder below the root, and the root itself as ``.``.
+        changed_ns: int64, when each was last changed, ns since 1970; a file that comes, goes or is renamed changes it.
+    """
 
-    def __getitem__(self, index: int) -> bytes:
-        if not 0 <= index < len(self._ends) - 1:
-            raise IndexError(index)
-        return self._blob[self._ends[index] : self._ends[index + 1]].tobytes()
+    index: Index
+    folders: Strings
+    changed_ns: np.ndarray
 
 
-def _list(folder: Path | str) -> tuple[list[str], list[str]]:
-    """Names of the subfolders and of the images in a folder, each sorted."""
+def scan(root: Path) -> Scan:
+    """Lists a folder of images, and looks at none: the size of a file costs more than its whole listing.
+
+    Errors as in `FolderImages`.
+    """
+    if not root.exists():
+        raise UserError(f"The image folder {root} does not exist; give the path of one that does.")
+    if not root.is_dir():
+        raise UserError(f"{root} is a file, not a folder of images; give the folder that holds the images.")
+    top = _list(str(root), ".")
+    with ThreadPoolExecutor(_THREADS) as pool:
+        per_class = list(pool.map(lambda name: _walk(str(root), name), top.folders))
+    labelled = any(listing.images for listings in per_class for listing in listings)
+    if not labelled and not top.images:
+        raise UserError(
+            f"No image in {root}: put one folder per class there, or images themselves ({' '.join(EXTENSIONS)})."
+        )
+    if labelled and top.images:
+        raise UserError(
+            f"{root} holds both class folders and {len(top.images)} loose images such as {top.images[0]}; "
+            "move the loose ones into a class folder or out of it."
+        )
+    if labelled:
+        counts = [sum(len(listing.images) for listing in listings) for listings in per_class]
+        _refuse_empty(root, [name for name, count in zip(top.folders, counts) if not count])
+        classes, labels = tuple(top.folders), np.repeat(np.arange(len(counts)), counts)
+    else:
+        classes, labels = (), np.full(len(top.images), -1)
+    listings = [top, *chain.from_iterable(per_class)]
+    index = Index(
+        names=Strings.of(chain.from_iterable(map(_paths, listings))),
+        labels=labels.astype(np.int64),
+        classes=classes,
+    )
+    changed_ns = np.array([listing.changed_ns for listing in listings], np.int64)
+    return Scan(index, Strings.of(listing.folder for listing in listings), changed_ns)
+
+
+class _Listing(NamedTuple):
+    """One folder: its path from the root, when it changed, its subfolders and images in order."""
+
+    folder: str
+    changed_ns: int
+    folders: list[str]
+    images: list[str]
+
+
+def _list(root: str, folder: str) -> _Listing:
+    path = os.path.join(root, folder)
+    changed_ns = os.stat(path).st_mtime_ns  # before the listing: a change while it is read is noticed next time
     folders, images = [], []
-    with os.scandir(folder) as entries:
+    with os.scandir(path) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.name.lower().endswith(EXTENSIONS) and not entry.is_dir():
-                images.append(entry.name)
+            name = entry.name
+            if name.lower().endswith(EXTENSIONS) and not entry.is_dir():
+                images.append(name)
             elif entry.is_dir():
-                folders.append(entry.name)
-    return sorted(folders), sorted(images)
+                folders.append(name)
+    images, folders = (sorted(n for n in names if not n.startswith(".")) for names in (images, folders))
+    return _Listing(folder, changed_ns, folders, images)
 
 
-def _walk(folder: Path | str, prefix: str) -> Iterator[str]:
-    """Paths of all images below a folder, with `prefix` before each: a folder's own first, then its subfolders'."""
-    folders, images = _list(folder)
-    for image in images:
-        yield prefix + image
-    for name in folders:
-        yield from _walk(os.path.join(folder, name), f"{prefix}{name}/")
+def _paths(listing: _Listing) -> list[str]:
+    return listing.images if listing.folder == "." else [f"{listing.folder}/{name}" for name in listing.images]
+
+
+def _walk(root: str, folder: str) -> list[_Listing]:
+    """A folder's own listing, then those of all folders below it."""
+    own = _list(root, folder)
+    below = (_walk(root, f"{folder}/{name}") for name in own.folders)
+    return [own, *chain.from_iterable(below)]
 
 
 def _refuse_empty(root: Path, empty: list[str]) -> None:
@@ -123,14 +156,3 @@ def _refuse_empty(root: Path, empty: list[str]) -> None:
         names = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
         plural = "s" if len(empty) > 1 else ""
         raise UserError(f"No image in the class folder{plural} {names} of {root}: fill or remove the folder{plural}.")
-
-
-def _numbers(root: Path, folders: list[str], classes: tuple[str, ...]) -> list[int]:
-    number = {name: label for label, name in enumerate(classes)}
-    unknown = [name for name in folders if name not in number]
-    if unknown:
-        raise UserError(
-            f"The class folder {root / unknown[0]} has no counterpart among the {len(classes)} classes of the train "
-            "split; remove it, rename it or add the class there."
-        )
-    return [number[name] for name in folders]

@@ -5,7 +5,6 @@ learns to ignore those has learned the class. With backgrounds or colours free i
 what identifies the image instead, and SimSiam's features get no better than random ones.
 """
 
-import os
 import shutil
 import tempfile
 from functools import lru_cache
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from simsiam.data.cache import cache_root
 from simsiam.errors import UserError
 
 CLASSES = tuple(f"shape{label}" for label in range(10))
@@ -88,9 +88,8 @@ def make_shapes(root: Path, train: int = 5000, val: int = 1000, size: int = 32, 
 
 
 def shapes_root() -> Path:
-    """The dataset's folder, `$SIMSIAM_CACHE/shapes-v1` or `~/.cache/simsiam/shapes-v1`, made in seconds if missing."""
-    cache = os.environ.get("SIMSIAM_CACHE") or "~/.cache/simsiam"
-    root = Path(cache).expanduser() / _VERSION
+    """The dataset's folder in the cache, made in seconds if it is missing."""
+    root = cache_root() / _VERSION
     make_shapes(root)
     return root
 
