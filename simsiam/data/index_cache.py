@@ -3,7 +3,6 @@
 import hashlib
 import os
 import time
-import zipfile
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +52,7 @@ def _read(root: Path) -> Scan | None:
     try:
         index, more = read_index(_path(root))
         return Scan(index, Strings(more["folders.blob"], more["folders.ends"]), more["changed_ns"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # none, of another version, or damaged: made anew
+    except Exception:  # none, of another version, or damaged, which raises nearly anything: it is made anew
         return None
 
 
@@ -69,9 +68,11 @@ def _carry_over(old: Index, new: Index) -> Index:
     """The new index with what the old one knew of the files of the same name."""
     if old.byte_lengths is None:
         return new
-    row_of = {old.names[row]: row for row in range(len(old))}
-    rows = np.array([row_of.get(new.names[row], -1) for row in range(len(new))])
+    row_of = {name: row for row, name in enumerate(old.names)}
+    rows = np.array([row_of.get(name, -1) for name in new.names])
     facts = {name: getattr(old, name)[rows] for name in _FACTS}
+    for values in facts.values():
+        values[rows < 0] = 0
     facts["byte_lengths"][rows < 0] = -1
     return replace(new, **facts)
 

@@ -64,6 +64,7 @@ class _Reading(Dataset):
 
     def __getitem__(self, samples: np.ndarray) -> _Facts:
         facts = _Facts(samples, *(np.zeros(s, t) for s, t in self._shapes(len(samples))), bad={})
+        facts.byte_lengths[:] = -1  # so a file that cannot be read now is read again next time
         for row, sample in enumerate(samples.tolist()):
             try:
                 data = self.images.read_bytes(sample)

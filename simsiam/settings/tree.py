@@ -148,11 +148,6 @@ class Run:
     loader: Literal["auto", "dali", "torchvision", "resident"] = "auto"
     """dali decodes JPEG on the GPU, or by threads without one; torchvision decodes in worker processes; resident keeps
     a small decoded set in memory; auto takes one and says why."""
-    shuffle: Literal["full", "shards"] = "full"
-    """full orders an epoch at random; shards orders shards at random, and samples within `shuffle_buffer`, for storage
-    that is fast only where it is read in sequence."""
-    shuffle_buffer: int = 10_000
-    """Samples over which `shuffle: shards` mixes."""
     download: bool = False
     """Download a built-in dataset that is not on disk."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -80,9 +80,13 @@ class _CropTasks(Dataset):
             except BadImage as error:
                 if taken == sample:
                     replaced.append((sample, str(error)))
-        raise UserError(
-            f"{min(total, 1000)} images from {self.images.name(sample)} on cannot be read; see `simsiam check-data`"
-        )
+        raise refuse_all_bad(self.images, sample)
+
+
+def refuse_all_bad(images: ImageSet, sample: int) -> UserError:
+    """The error for a sample that no image of the next thousand can stand in for."""
+    count = min(len(images), 1000)
+    return UserError(f"{count} images from {images.name(sample)} on cannot be read; see `simsiam check-data`")
 
 
 def crop(image: Tensor, box: np.ndarray, side: int) -> Tensor:

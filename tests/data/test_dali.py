@@ -1,0 +1,68 @@
+"""DALI's crops are torchvision's within a rounding, whatever the files are."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from simsiam.data.augment import Augment
+from simsiam.data.loaders import Crops, make_loader
+from simsiam.data.plan import Plan
+from simsiam.data.sources.folder import FolderImages
+from simsiam.settings.tree import Run, Views
+
+SETTINGS = Run(batch_size=8, workers=1, loader="dali", views=Views(size=96))
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> FolderImages:
+    """Real photographs at several sizes, one CMYK, one gray, one cut short, one PNG that is called JPEG."""
+    root = tmp_path_factory.mktemp("photographs")
+    for label, pixels in enumerate(load_sample_images().images):
+        folder = root / f"class{label}"
+        folder.mkdir()
+        for number, width in enumerate((640, 480, 200, 90, 64, 333)):
+            image = Image.fromarray(pixels).resize((width, width * 2 // 3 + number))
+            image.save(folder / f"{number}.jpg", quality=90, subsampling=2 * (number % 2))
+    Image.open(root / "class0/0.jpg").convert("CMYK").save(root / "class0/6.jpg")
+    Image.open(root / "class0/1.jpg").convert("L").save(root / "class0/7.jpg")
+    Image.open(root / "class1/1.jpg").save(root / "class1/8.jpg", format="PNG")
+    (root / "class1/9.jpg").write_bytes((root / "class1/0.jpg").read_bytes()[:5000])
+    return FolderImages(root)
+
+
+def load(images: FolderImages, settings: Run, start: int, stop: int, rank: int = 0, world: int = 1) -> list[Crops]:
+    plan = Plan(len(images), settings.batch_size, settings.seed, rank, world)
+    steps = make_loader(images, plan, settings, 2, "cpu").steps(start, stop)
+    return [crops for step in steps for crops in step]
+
+
+def test_crops_and_views_are_those_of_torchvision(photographs: FolderImages) -> None:
+    augment = Augment(SETTINGS.views, 0)
+    theirs = load(photographs, replace(SETTINGS, loader="torchvision"), 0, 6)
+    for ours, other in zip(load(photographs, SETTINGS, 0, 6), theirs, strict=True):
+        gap = (ours.images.int() - other.images.int()).abs().float()
+        assert gap.mean() < 0.5
+        assert gap.max() < 8
+        assert np.array_equal(ours.samples, other.samples)
+        assert torch.equal(ours.labels, other.labels)
+        assert (ours.epoch, sorted(ours.replaced)) == (other.epoch, sorted(other.replaced))
+        views, expected = (augment(crops.images, crops.samples, crops.epoch) for crops in (ours, other))
+        assert ((views - expected) * augment.std).abs().mean() * 255 < 1
+
+
+def test_steps_from_the_middle_and_ranks_are_parts_of_the_whole(photographs: FolderImages) -> None:
+    whole = load(photographs, SETTINGS, 0, 5)
+    for ours, other in zip(load(photographs, SETTINGS, 2, 5), whole[2:], strict=True):
+        assert torch.equal(ours.images, other.images)
+    ranks = [load(photographs, SETTINGS, 0, 5, rank, 2) for rank in range(2)]
+    for parts in zip(*ranks, whole, strict=True):
+        assert torch.equal(torch.cat([part.images for part in parts[:2]], 1), parts[2].images)
+
+
+def test_a_truncated_file_is_replaced_and_listed(photographs: FolderImages) -> None:
+    crops = load(photographs, SETTINGS, 0, len(photographs) // 8 * 2)
+    assert {photographs.name(sample) for c in crops for sample, _ in c.replaced} == {"class1/9.jpg"}
