@@ -1,4 +1,4 @@
-"""`--data` and a split -> the images: a built-in name, a folder, or a folder or URL of shards."""
+"""`--data` and a split -> the images: a built-in name or a folder."""
 
 import os
 from pathlib import Path

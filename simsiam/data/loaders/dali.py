@@ -1,8 +1,8 @@
 """JPEG files decoded and cropped by DALI: on the GPU, or by its CPU threads where there is none.
 
-An image is decoded once and whole, and its crops are cut out and then resized: a resize of a region would read past its
-edge, and decoding regions on the GPU crashes nvImageCodec 0.9 (NVIDIA/nvImageCodec#55). DALI sees only what all decoders
-agree on; anything else (PNG, CMYK, 12-bit, cut short) is decoded here, by the code of the other loaders, and whatever
+An image is decoded once and whole, and its crops are cut out and then resized: a resize of a region would read past
+its edge, and decoding regions on the GPU crashes nvImageCodec 0.9 (NVIDIA/nvImageCodec#55). DALI sees only what all
+decoders agree on; anything else (PNG, CMYK, 12-bit, cut short) is decoded here, by the code of the other loaders, and whatever
 DALI refuses all the same sends its batch that way too.
 """
 
@@ -145,15 +145,15 @@ def fetch(images: EncodedImages, sample: int, refused: set[int]) -> Fetched:
     data = images.read_bytes(sample)
     header = jpeg_header(data)
     whole = data.rfind(b"\xff\xd9", max(0, len(data) - _TAIL)) >= 0
-    if header is not None and header.ordinary and whole and sample not in refused:
-        if header.height * header.width <= MAX_PIXELS:
-            return Fetched(sample, data, header.height, header.width)
+    trusted = header is not None and header.ordinary and whole and sample not in refused
+    if trusted and header.height * header.width <= MAX_PIXELS:
+        return Fetched(sample, data, header.height, header.width)
     pixels = decode(data)
     return Fetched(sample, b"", *pixels.shape[1:], pixels=pixels)
 
 
 class _Feed:
-    """What the pipeline's external source asks for next, read ahead; and what it has asked for and not yet given back."""
+    """What the pipeline asks for next, read ahead; and what it has asked for and not yet given back."""
 
     def __init__(
         self,
@@ -251,8 +251,8 @@ def _resized(images: Any, size: Any, **region: Any) -> Any:
 def _margin(extent: np.ndarray, side: int) -> np.ndarray:
     """Black pixels that go around a crop before it is resized, so that what its edge takes from outside is known.
 
-    Where a filter reaches past the edge, Pillow and torch leave the outside out and weigh the rest by more; DALI repeats
-    the edge pixel, and is up to 18 levels off. With black outside, the rest has only to be weighed by more afterwards.
+    Where a filter reaches past the edge, Pillow and torch leave the outside out and weigh the rest by more; DALI
+    repeats the edge pixel, and is up to 18 levels off. With black outside, the rest has only to be weighed by more afterwards.
     An enlarged side needs none: only the edge pixel is in reach there, and repeating it is the same.
     """
     return np.where(extent > side, np.ceil(extent / side).astype(np.int64) + 1, 0)
@@ -269,7 +269,7 @@ def _edge_gain(extent: np.ndarray, side: int) -> np.ndarray:
 
 
 def _mend_edges(views: Tensor, extent: np.ndarray) -> None:
-    """Weighs the outermost pixels of views, uint8 (V, N, S, S, 3), for crops of `extent` pixels, (V, N, 2), in place."""
+    """Weighs the outermost pixels of uint8 (V, N, S, S, 3), in place, for crops of `extent` pixels, (V, N, 2)."""
     gain = torch.from_numpy(_edge_gain(extent, views.shape[2])).to(views.device, torch.float32)
     down, across = gain[..., 0, None, None], gain[..., 1, None, None]
     for edge in (0, -1):
