@@ -2,8 +2,8 @@
 
 An image is decoded once and whole, and its crops are cut out and then resized: a resize of a region would read past
 its edge, and decoding regions on the GPU crashes nvImageCodec 0.9 (NVIDIA/nvImageCodec#55). DALI sees only what all
-decoders agree on; anything else (PNG, CMYK, 12-bit, cut short) is decoded here, by the code of the other loaders, and whatever
-DALI refuses all the same sends its batch that way too.
+decoders agree on; anything else (PNG, CMYK, 12-bit, cut short) is decoded here, by the code of the other loaders, and
+whatever DALI refuses all the same sends its batch that way too.
 """
 
 import io
@@ -252,8 +252,8 @@ def _margin(extent: np.ndarray, side: int) -> np.ndarray:
     """Black pixels that go around a crop before it is resized, so that what its edge takes from outside is known.
 
     Where a filter reaches past the edge, Pillow and torch leave the outside out and weigh the rest by more; DALI
-    repeats the edge pixel, and is up to 18 levels off. With black outside, the rest has only to be weighed by more afterwards.
-    An enlarged side needs none: only the edge pixel is in reach there, and repeating it is the same.
+    repeats the edge pixel, and is up to 18 levels off. With black outside, the rest has only to be weighed by more
+    afterwards. An enlarged side needs none: only the edge pixel is in reach there, and repeating it is the same.
     """
     return np.where(extent > side, np.ceil(extent / side).astype(np.int64) + 1, 0)
 
