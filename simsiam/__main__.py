@@ -8,6 +8,7 @@ from simsiam.errors import ends_with_a_sentence
 _COMMANDS = {
     "extract": "simsiam.commands.extract",
     "check-data": "simsiam.commands.check_data",
+    "show-views": "simsiam.commands.show_views",
     "recipes": "simsiam.commands.recipes",
     "quickstart": "simsiam.commands.quickstart",
 }
