@@ -81,8 +81,11 @@ def _write(root: Path, found: Scan) -> None:
     path = _path(root)
     draft = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
     with suppress(OSError):  # a cache that cannot be written costs the next run a scan, and this one nothing
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as file:
-            folders = {"folders.blob": found.folders.blob, "folders.ends": found.folders.ends}
-            write_index(file, found.index, **folders, changed_ns=found.changed_ns)
-        draft.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with draft.open("wb") as file:
+                folders = {"folders.blob": found.folders.blob, "folders.ends": found.folders.ends}
+                write_index(file, found.index, **folders, changed_ns=found.changed_ns)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)  # a part of it, where the disk is full

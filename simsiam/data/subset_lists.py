@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +40,7 @@ def listed(images: ImageSet, file: str, text: bytes) -> np.ndarray:
     if not entries:
         raise UserError(f"The list {file} names no image; write one file name a line.")
     known = _Known(images, entries)
-    found = [known.find(entry) for entry in entries]
+    found, numbers = zip(*map(known.find, entries))
     unknown = [entry for entry, sample in zip(entries, found) if sample is None]
     _refuse(
         f"Names that none of the {len(images):,} training images has",
@@ -55,7 +55,7 @@ def listed(images: ImageSet, file: str, text: bytes) -> np.ndarray:
     once, first = np.unique(samples, return_index=True)
     again = [entries[place] for place in np.setdiff1d(np.arange(len(entries)), first).tolist()]
     _refuse("Images named more than once", file, entries, again, "remove the repetitions")
-    _check_labels(images, file, entries, samples)
+    _check_labels(images, file, entries, numbers, samples)
     return once
 
 
@@ -93,10 +93,13 @@ class _Known:
             if file_name in bare:
                 self._by_bare[file_name] = _SEVERAL if file_name in self._by_bare else sample
 
-    def find(self, entry: _Entry) -> int | None:
-        """The sample that a line names, `_SEVERAL`, or None."""
+    def find(self, entry: _Entry) -> tuple[int | None, int | None]:
+        """The sample that a line names, `_SEVERAL` or None, and the label that it gives, or None."""
         sample = self._find(entry.whole)
-        return self._find(entry.split[0]) if sample is None and entry.split else sample
+        if sample is not None or entry.split is None:
+            return sample, None
+        name, number = entry.split
+        return self._find(name), number if number >= 0 else None
 
     def _find(self, name: str) -> int | None:
         for ending in _endings(name):
@@ -122,14 +125,15 @@ def _refuse(what: str, file: str, entries: list[_Entry], wrong: list[_Entry], re
         )
 
 
-def _check_labels(images: ImageSet, file: str, entries: list[_Entry], samples: np.ndarray) -> None:
+def _check_labels(
+    images: ImageSet, file: str, entries: list[_Entry], numbers: Sequence[int | None], samples: np.ndarray
+) -> None:
     """Lists number the classes as they like, but a number must stand for one class and a class for one number."""
     class_of: dict[int, tuple[int, int]] = {}  # number in the list -> (our class, first line)
     number_of: dict[int, tuple[int, int]] = {}  # our class -> (number in the list, first line)
-    for entry, label in zip(entries, np.asarray(images.labels)[samples].tolist()):
-        if entry.split is None or entry.split[1] < 0 or label < 0:
+    for entry, number, label in zip(entries, numbers, np.asarray(images.labels)[samples].tolist()):
+        if number is None or label < 0:
             continue
-        number = entry.split[1]
         other, line = class_of.setdefault(number, (label, entry.line))
         if other != label:
             clash = f"is of class {images.classes[label]}, but on line {line} {number} is {images.classes[other]}"

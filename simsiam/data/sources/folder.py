@@ -81,7 +81,7 @@ class Scan(NamedTuple):
 def scan(root: Path) -> Scan:
     """Lists a folder of images, and looks at none: the size of a file costs more than its whole listing.
 
-    Errors as in `FolderImages`.
+    Errors as in `FolderImages`, and UserError for a folder that cannot be listed.
     """
     if not root.exists():
         raise UserError(f"The image folder {root} does not exist; give the path of one that does.")
@@ -127,15 +127,20 @@ class _Listing(NamedTuple):
 
 def _list(root: str, folder: str) -> _Listing:
     path = os.path.join(root, folder)
-    changed_ns = os.stat(path).st_mtime_ns  # before the listing: a change while it is read is noticed next time
     folders, images = [], []
-    with os.scandir(path) as entries:
-        for entry in entries:
-            name = entry.name
-            if name.lower().endswith(EXTENSIONS) and not entry.is_dir():
-                images.append(name)
-            elif entry.is_dir():
-                folders.append(name)
+    try:
+        changed_ns = os.stat(path).st_mtime_ns  # before the listing: a change while it is read is noticed next time
+        with os.scandir(path) as entries:
+            for entry in entries:
+                name = entry.name
+                if name.lower().endswith(EXTENSIONS) and not entry.is_dir():
+                    images.append(name)
+                elif entry.is_dir():
+                    folders.append(name)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or path} cannot be listed ({error.strerror}); make it readable or move it out of {root}."
+        ) from error
     images, folders = (sorted(n for n in names if not n.startswith(".")) for names in (images, folders))
     return _Listing(folder, changed_ns, folders, images)
 
