@@ -38,7 +38,7 @@ def lincls(settings: Linear, runtime: "Runtime", folder: "RunFolder") -> None:
     from simsiam.data.augment import Augment
     from simsiam.data.loaders import choose_images, make_loader
     from simsiam.data.open import open_images
-    from simsiam.data.plan import Plan
+    from simsiam.data.plan import make_plan
     from simsiam.evaluation.accuracy import Accuracy, evaluate_classifier
     from simsiam.evaluation.linear import LinearProbe, write_classifier
     from simsiam.export.read import load_encoder
@@ -66,7 +66,7 @@ def lincls(settings: Linear, runtime: "Runtime", folder: "RunFolder") -> None:
     if not images.classes or (images.labels < 0).any():
         raise UserError(f"{settings.data} has images without a label; linear classification needs train/CLASS/ folders")
     numbers = derive(settings, runtime.world_size, len(images))
-    plan = Plan(len(images), numbers.global_batch, settings.seed, runtime.rank, runtime.world_size)
+    plan = make_plan(images, numbers.global_batch, settings, runtime.rank, runtime.world_size)
     loader = make_loader(images, plan, settings, 1, runtime.device)
     augment = Augment(settings.views, settings.seed).to(runtime.device)
 

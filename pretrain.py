@@ -38,7 +38,7 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     from simsiam.data.augment import Augment
     from simsiam.data.loaders import choose_images, make_loader
     from simsiam.data.open import open_images
-    from simsiam.data.plan import Plan
+    from simsiam.data.plan import make_plan
     from simsiam.evaluation.monitor import KnnMonitor
     from simsiam.export.write import write_encoder
     from simsiam.methods.registry import build_method
@@ -57,7 +57,7 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     # Data: sample ids -> uint8 crops -> views.
     images, loader_is = choose_images(open_images(settings, "pretrain", runtime), settings, runtime.is_main)
     numbers = derive(settings, runtime.world_size, len(images))
-    plan = Plan(len(images), numbers.global_batch, settings.seed, runtime.rank, runtime.world_size)
+    plan = make_plan(images, numbers.global_batch, settings, runtime.rank, runtime.world_size)
     augment = Augment(settings.views, settings.seed).to(runtime.device)
 
     loader = make_loader(images, plan, settings, method.num_views, runtime.device)

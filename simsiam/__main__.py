@@ -9,6 +9,7 @@ _COMMANDS = {
     "extract": "simsiam.commands.extract",
     "check-data": "simsiam.commands.check_data",
     "show-views": "simsiam.commands.show_views",
+    "shards": "simsiam.commands.shards",
     "recipes": "simsiam.commands.recipes",
     "quickstart": "simsiam.commands.quickstart",
 }

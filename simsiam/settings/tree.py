@@ -124,8 +124,8 @@ class Run:
     """What all training commands share."""
 
     data: str = ""
-    """Image folder (with train/ and val/), or built in: shapes, digits, cifar10[:ROOT], cifar100[:ROOT], stl10[:ROOT].
-    Default: $DATA."""
+    """Image folder (with train/ and val/), folder or URL (s3://, gs://, hf://) of shards, or built in: shapes, digits,
+    cifar10[:ROOT], cifar100[:ROOT], stl10[:ROOT]. Default: $DATA."""
     subset: str = ""
     """Part of the training images: a fraction (balanced over the classes), 1pct or 10pct (the published ImageNet
     lists), or a file of names. All by default."""
@@ -148,6 +148,11 @@ class Run:
     loader: Literal["auto", "dali", "torchvision", "resident"] = "auto"
     """dali decodes JPEG on the GPU, or by threads without one; torchvision decodes in worker processes; resident keeps
     a small decoded set in memory; auto takes one and says why."""
+    shuffle: Literal["full", "shards"] = "full"
+    """full orders an epoch at random; shards orders shards at random, and samples within `shuffle_buffer`, for storage
+    that is fast only where it is read in sequence."""
+    shuffle_buffer: int = 10_000
+    """Samples over which `shuffle: shards` mixes."""
     download: bool = False
     """Download a built-in dataset that is not on disk."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
