@@ -7,7 +7,8 @@ widest, with the edge pixel repeated; PIL's GaussianBlur in the official recipe 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import numpy as np
@@ -56,16 +57,31 @@ class Augment(nn.Module):
         crops = crops.to(self.mean.device).reshape(-1, side, side, 3).permute(0, 3, 1, 2)
         out = torch.empty(crops.shape, device=crops.device, memory_format=torch.channels_last)
         at_once = len(crops) if crops.is_cuda else max(1, _CACHE_VALUES // (3 * side * side))
-        for start in range(0, len(crops), at_once):
-            part = slice(start, start + at_once)
-            images = crops[part].to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-            images = apply_colour(images, Colour(*(values[part] for values in vars(colour).values())), self._reach)
-            torch.div(images.sub_(self.mean), self.std, out=out[part])
+        with nullcontext() if crops.is_cuda else _one_thread():
+            for start in range(0, len(crops), at_once):
+                part = slice(start, start + at_once)
+                images = crops[part].to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+                images = apply_colour(images, Colour(*(values[part] for values in vars(colour).values())), self._reach)
+                torch.div(images.sub_(self.mean), self.std, out=out[part])
         return out.view(num_views, n, 3, side, side)
 
     def normalise(self, images: Tensor) -> Tensor:
         """float (N, 3, H, W) in 0..1 -> normalised, channels_last."""
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Operations on one thread: on more they wait at every end for threads whose cores the loader's workers have.
+
+    With two workers on two cores, views come 1.9 times as fast.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def apply_colour(images: Tensor, colour: Colour, reach: int) -> Tensor:
