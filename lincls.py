@@ -37,6 +37,7 @@ def lincls(settings: Linear, runtime: "Runtime", folder: "RunFolder") -> None:
     from simsiam.checkpoint.manager import Checkpoints
     from simsiam.data.augment import Augment
     from simsiam.data.loaders import choose_images, make_loader
+    from simsiam.data.loaders.dali_centre import choose_centres
     from simsiam.data.open import open_images
     from simsiam.data.plan import make_plan
     from simsiam.evaluation.accuracy import Accuracy, evaluate_classifier
@@ -86,11 +87,13 @@ def lincls(settings: Linear, runtime: "Runtime", folder: "RunFolder") -> None:
             f"{folder.path} holds a classifier of another encoder than {settings.pretrained}; give another --out"
         )
 
+    centres = choose_centres(settings, runtime.device)
+
     def validate() -> Accuracy:
         probe.eval()
         show = not settings.hide_progress
         accuracy = evaluate_classifier(
-            probe.logits, val, settings.views, runtime, state.precision, workers=settings.workers, show_progress=show
+            probe.logits, val, settings.views, runtime, state.precision, centres=centres, show_progress=show
         )
         probe.train()
         return accuracy

@@ -1,7 +1,7 @@
 """Images as the protocols test on them: shorter side resized, centre cropped, each image once."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,15 @@ class Centred(NamedTuple):
     skipped: tuple[tuple[int, str], ...]
 
 
-def centre_batches(images: ImageSet, samples: np.ndarray, views: Views, batch: int, workers: int) -> Iterator[Centred]:
+class CentreBatches(Protocol):
+    """How the protocols get their images; `centre_batches` is one."""
+
+    def __call__(self, images: ImageSet, samples: np.ndarray, views: Views, batch: int) -> Iterator[Centred]: ...
+
+
+def centre_batches(
+    images: ImageSet, samples: np.ndarray, views: Views, batch: int, workers: int = 0
+) -> Iterator[Centred]:
     """Centre crops of `samples`, in order, at most `batch` at a time; images that cannot be read are left out."""
     chunks = [samples[i : i + batch] for i in range(0, len(samples), batch)]
     return iter(
@@ -57,11 +65,16 @@ class _Centre(Dataset):
 
 def centre_crop(image: Tensor, resize: int, side: int) -> Tensor:
     """uint8 (3, H, W) -> uint8 (side, side, 3): shorter side to `resize`, centre crop, as torchvision on PIL images."""
-    height, width = image.shape[1:]
+    (height, width), (top, left) = centre_geometry(*image.shape[1:], resize, side)
+    if (height, width) != image.shape[1:]:
+        size = (height, width)
+        image = F.interpolate(image.unsqueeze(0), size=size, mode="bilinear", align_corners=False, antialias=True)[0]
+    return image[:, top : top + side, left : left + side].permute(1, 2, 0)
+
+
+def centre_geometry(height: int, width: int, resize: int, side: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(height, width) of a resized image whose shorter side is `resize`, and (top, left) of its centre crop."""
     if min(height, width) != resize:
         portrait = height > width
-        new = (int(resize * height / width), resize) if portrait else (resize, int(resize * width / height))
-        image = F.interpolate(image.unsqueeze(0), size=new, mode="bilinear", align_corners=False, antialias=True)[0]
-        height, width = new
-    top, left = round((height - side) / 2), round((width - side) / 2)
-    return image[:, top : top + side, left : left + side].permute(1, 2, 0)
+        height, width = (int(resize * height / width), resize) if portrait else (resize, int(resize * width / height))
+    return (height, width), (round((height - side) / 2), round((width - side) / 2))

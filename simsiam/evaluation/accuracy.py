@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from simsiam.data.augment import Augment
 from simsiam.data.image_set import ImageSet
-from simsiam.data.labelled import centre_batches
+from simsiam.data.labelled import CentreBatches, centre_batches
 from simsiam.distributed.collectives import sum_over_ranks
 from simsiam.distributed.runtime import Runtime
 from simsiam.settings.tree import Views
@@ -39,7 +39,7 @@ def evaluate_classifier(
     precision: Precision,
     *,
     batch: int = 256,
-    workers: int = 0,
+    centres: CentreBatches = centre_batches,
     show_progress: bool = False,
 ) -> Accuracy:
     """Accuracy of `logits` (images (N, 3, S, S) -> (N, C)) on centre crops; the same numbers on every rank.
@@ -51,7 +51,7 @@ def evaluate_classifier(
     counts = torch.zeros(4, dtype=torch.float64, device=runtime.device)
     disable = None if show_progress and runtime.is_main else True
     with tqdm(total=len(mine), desc="validating", unit=" images", leave=False, disable=disable) as bar:
-        for part in centre_batches(images, mine, views, batch, workers):
+        for part in centres(images, mine, views, batch):
             if len(part.labels):
                 pixels = part.images.to(runtime.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
                 with precision.autocast():

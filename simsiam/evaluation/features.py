@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from simsiam.data.augment import Augment
 from simsiam.data.image_set import ImageSet
-from simsiam.data.labelled import centre_batches
+from simsiam.data.labelled import CentreBatches, centre_batches
 from simsiam.distributed.collectives import world_size
 from simsiam.distributed.runtime import Runtime
 from simsiam.settings.tree import Views
@@ -32,7 +32,7 @@ def extract_features(
     runtime: Runtime,
     *,
     batch: int = 256,
-    workers: int = 0,
+    centres: CentreBatches = centre_batches,
     describe: str = "",
 ) -> Features:
     """Pooled features of the centre crops of every labelled image; rank r of W takes images r, r + W, r + 2 W, ...
@@ -46,7 +46,7 @@ def extract_features(
     encoder.eval()
     features, labels, samples, skipped = [], [], [], 0
     with tqdm(total=len(mine), desc=describe, unit=" images", disable=None if describe else True, leave=False) as bar:
-        for part in centre_batches(images, mine, views, batch, workers):
+        for part in centres(images, mine, views, batch):
             pixels = part.images.to(runtime.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
             features.append(encoder(augment.normalise(pixels)).float())
             labels.append(part.labels)

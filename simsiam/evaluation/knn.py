@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simsiam.data.image_set import ImageSet
+from simsiam.data.labelled import CentreBatches, centre_batches
 from simsiam.distributed.collectives import gather_equal, gather_rows, world_size
 from simsiam.distributed.runtime import Runtime
 from simsiam.evaluation.features import extract_features
@@ -60,13 +61,13 @@ def knn_accuracy(
     *,
     k: int = 200,
     temperature: float = 0.1,
-    workers: int = 0,
+    centres: CentreBatches = centre_batches,
     show_progress: bool = False,
 ) -> float:
     """Top-1 in percent of the labelled validation images among the labelled training images, on all ranks together."""
     show = show_progress and runtime.is_main
-    bank = extract_features(encoder, train, views, runtime, workers=workers, describe="kNN bank" if show else "")
-    mine = extract_features(encoder, val, views, runtime, workers=workers, describe="kNN queries" if show else "")
+    bank = extract_features(encoder, train, views, runtime, centres=centres, describe="kNN bank" if show else "")
+    mine = extract_features(encoder, val, views, runtime, centres=centres, describe="kNN queries" if show else "")
     queries, labels = gather_rows(mine.features), gather_rows(mine.labels.to(runtime.device))
     scores = knn_scores(bank.features, bank.labels, queries, len(train.classes), k=k, temperature=temperature)
     return 100.0 * (scores.argmax(1) == labels).double().mean().item()

@@ -5,7 +5,9 @@ from torch import nn
 
 from simsiam.data.datasets import has_split
 from simsiam.data.image_set import ImageSet
+from simsiam.data.labelled import centre_batches
 from simsiam.data.loaders import choose_images
+from simsiam.data.loaders.dali_centre import choose_centres
 from simsiam.data.open import open_images
 from simsiam.data.resident import ResidentImages
 from simsiam.distributed.runtime import Runtime
@@ -22,6 +24,7 @@ class KnnMonitor:
 
     def __init__(self, settings: Pretrain, train: ImageSet, runtime: Runtime) -> None:
         self._settings, self._train, self._runtime = settings, train, runtime
+        self._centres = choose_centres(settings, runtime.device)
         self.why_off = self._reason()
         if not self.why_off:
             val = open_images(settings, "val", runtime, classes=train.classes)
@@ -50,6 +53,6 @@ class KnnMonitor:
         knn, settings = self._settings.knn, self._settings
         return knn_accuracy(
             encoder, self._train, self._val, settings.views, self._runtime, k=knn.k, temperature=knn.temperature,
-            workers=0 if isinstance(self._train, ResidentImages) else settings.workers,
+            centres=centre_batches if isinstance(self._train, ResidentImages) else self._centres,
             show_progress=not settings.hide_progress and not isinstance(self._train, ResidentImages),
         )  # fmt: skip

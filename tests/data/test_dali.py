@@ -9,7 +9,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from simsiam.data.augment import Augment
-from simsiam.data.loaders import Crops, make_loader
+from simsiam.data.image_set import BadImage
+from simsiam.data.labelled import centre_batches
+from simsiam.data.loaders import Crops, dali, make_loader
+from simsiam.data.loaders.dali_centre import dali_centre_batches
 from simsiam.data.plan import Plan
 from simsiam.data.sources.folder import FolderImages
 from simsiam.settings.tree import Run, Views
@@ -66,3 +69,45 @@ def test_steps_from_the_middle_and_ranks_are_parts_of_the_whole(photographs: Fol
 def test_a_truncated_file_is_replaced_and_listed(photographs: FolderImages) -> None:
     crops = load(photographs, SETTINGS, 0, len(photographs) // 8 * 2)
     assert {photographs.name(sample) for c in crops for sample, _ in c.replaced} == {"class1/9.jpg"}
+
+
+def test_centre_crops_are_those_of_torchvision_and_the_unreadable_are_left_out(photographs: FolderImages) -> None:
+    samples = np.arange(len(photographs))
+    for views in (Views(resize=112, size=96), Views(resize=96, size=96), Views(resize=97, size=96)):
+        ours = list(dali_centre_batches(photographs, samples, views, 7, SETTINGS, torch.device("cpu")))
+        theirs = list(centre_batches(photographs, samples, views, 7))
+        for mine, other in zip(ours, theirs, strict=True):
+            assert torch.equal(mine.samples, other.samples)
+            assert torch.equal(mine.labels, other.labels)
+            assert mine.skipped == other.skipped
+            gap = (mine.images.int() - other.images.int()).abs().float()
+            assert gap.max() <= 2
+            assert gap.mean() < 0.5
+        assert sum(len(batch.skipped) for batch in ours) == 1
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_batch_that_dali_fails_on_is_decoded_here(
+    photographs: FolderImages, monkeypatch: pytest.MonkeyPatch, readable: bool
+) -> None:
+    expected = load(photographs, SETTINGS, 0, 4)
+    spoilt = int(expected[1].samples[3])
+
+    def fetch_what_dali_refuses(images: FolderImages, sample: int, refused: set[int]) -> dali.Fetched:
+        if sample != spoilt:
+            return fetch_one(images, sample, refused)
+        if sample not in refused:
+            return dali.Fetched(sample, b"\xff\xd8 no image \xff\xd9", 50, 50)
+        if not readable:
+            raise BadImage("neither can we")
+        pixels = images.read(sample)
+        return dali.Fetched(sample, b"", *pixels.shape[1:], pixels=pixels)
+
+    fetch_one = dali.fetch_one
+    monkeypatch.setattr(dali, "fetch_one", fetch_what_dali_refuses)
+    for ours, other in zip(load(photographs, SETTINGS, 0, 4), expected, strict=True):
+        assert np.array_equal(ours.samples, other.samples)
+        same = [row for row, sample in enumerate(ours.samples.tolist()) if readable or sample != spoilt]
+        assert (ours.images.int() - other.images.int())[:, same].abs().max() <= 2
+        told = {sample for sample, _ in ours.replaced} - {sample for sample, _ in other.replaced}
+        assert told == (set() if readable or spoilt not in ours.samples else {spoilt})

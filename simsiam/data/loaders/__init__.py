@@ -79,6 +79,13 @@ def _for_large_images(images: ImageSet, settings: Run) -> str:
     return f"torchvision: {lack}" if lack else "dali: JPEG is decoded on the GPU"
 
 
+def takes_dali(images: ImageSet, settings: Run) -> bool:
+    """Whether a set, as `choose_images` left it, is loaded by DALI."""
+    if settings.loader == "auto":
+        return not isinstance(images, ResidentImages) and _for_large_images(images, settings).startswith("dali")
+    return settings.loader == "dali" and not _dali_lacks(images)
+
+
 def dali_is_installed() -> bool:
     """Whether DALI can be imported."""
     return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
@@ -107,7 +114,7 @@ def make_loader(images: ImageSet, plan: Plan, settings: Run, num_views: int, dev
         from simsiam.data.loaders.resident import ResidentLoader
 
         return ResidentLoader(images, plan, settings, num_views, device)
-    if settings.loader == "dali" or (settings.loader == "auto" and _for_large_images(images, settings)[:4] == "dali"):
+    if takes_dali(images, settings):
         from simsiam.data.loaders.dali import DaliLoader
 
         return DaliLoader(images, plan, settings, num_views, device)

@@ -10,6 +10,7 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,45 +66,37 @@ class DaliLoader:
         """Micro-batches of each step, on the training device."""
         accumulate, side = self._settings.accumulate, self._settings.views.size
         tasks = range(start * accumulate, stop * accumulate)
-        read_ahead = ThreadPoolExecutor(max(4, threads(self._settings)))
-        feed = _Feed(self._submit(read_ahead), tasks, self._settings.dali.prefetch, self._arguments)
-        pipeline: Any = None
         step: list[Crops] = []
-        try:
-            for task in tasks:
-                pipeline = pipeline or build_crops(feed, self._batch, self._num_views, self._settings, self._device)
-                try:
-                    views = run(pipeline, self._device)
-                    fetched = feed.done()
-                except RuntimeError as error:
-                    if _DECODER not in str(error):
-                        raise
-                    # A batch is lost to an image that DALI cannot decode; the pipeline is, too.
-                    fetched, pipeline = feed.fail(), None
+        with closing(self._batches(tasks)) as batches:
+            for task, (views, fetched) in zip(tasks, batches, strict=True):
+                if views is None:
                     views = torch.empty(self._num_views, len(fetched), side, side, 3, dtype=torch.uint8)
-                    views = views.to(self._device)
-                    fetched = [item._replace(pixels=decode(item.data)) if item.data else item for item in fetched]
-                    self._refused.update(item.taken for item in fetched)
-                step.append(self._crops(task, views, fetched))
+                step.append(self._crops(task, views.to(self._device), fetched))
                 if len(step) == accumulate:
                     yield step
                     step = []
-        finally:
-            read_ahead.shutdown(wait=False, cancel_futures=True)
-            del pipeline
+
+    def _batches(self, tasks: range) -> Iterator[tuple[Tensor | None, list[Fetched]]]:
+        return through_pipeline(
+            tasks,
+            samples=self._samples,
+            fetch=self._fetch,
+            refused=self._refused,
+            arguments=self._arguments,
+            build=lambda feed: build_crops(feed, self._batch, self._num_views, self._settings, self._device),
+            settings=self._settings,
+            device=self._device,
+        )
 
     def _samples(self, task: int) -> np.ndarray:
         step, micro = divmod(task, self._settings.accumulate)
         return np.split(self._plan.rank_batch(step), self._settings.accumulate)[micro]
 
-    def _submit(self, pool: ThreadPoolExecutor) -> Callable[[int], list[Future[Fetched]]]:
-        return lambda task: [pool.submit(self._fetch, int(sample)) for sample in self._samples(task)]
-
     def _fetch(self, sample: int) -> Fetched:
         total, failed = len(self._images), None
         for taken in range(sample, sample + min(total, _MOST_REPLACED)):
             try:
-                return fetch(self._images, taken % total, self._refused)._replace(failed=failed)
+                return fetch_one(self._images, taken % total, self._refused)._replace(failed=failed)
             except BadImage as error:
                 failed = failed or (sample, str(error))
         raise refuse_all_bad(self._images, sample)
@@ -121,15 +114,16 @@ class DaliLoader:
         for row, item in enumerate(fetched):
             if not item.data:
                 for view in boxes:
-                    view[row] = (0, 0, *_STAND_IN_SIZE)
+                    view[row] = (0, 0, *STAND_IN_SIZE)
         extents = (box[:, 2:] for box in boxes)
-        margins = [_margin(extent, self._settings.views.size) for extent in extents]
-        parts = (part for box, margin in zip(boxes, margins) for part in (box[:, :2], box[:, 2:], margin))
+        margins = [margin(extent, self._settings.views.size) for extent in extents]
+        parts = (part for box, frame in zip(boxes, margins) for part in (box[:, :2], box[:, 2:], frame))
         return [part.astype(np.int32) for part in parts]
 
     def _crops(self, task: int, views: Tensor, fetched: list[Fetched]) -> Crops:
         boxes, side = self._boxes(task, fetched), self._settings.views.size
-        _mend_edges(views, np.stack([box[:, 2:] for box in boxes]))
+        gain = edge_gain(np.stack([box[:, 2:] for box in boxes]), side)
+        mend_edges(views, gain, gain)
         decoded = [row for row, item in enumerate(fetched) if item.pixels is not None]
         if decoded:
             for row in decoded:
@@ -140,7 +134,52 @@ class DaliLoader:
         return Crops(views, self._samples(task), labels, self._plan.epoch(task // self._settings.accumulate), replaced)
 
 
-def fetch(images: EncodedImages, sample: int, refused: set[int]) -> Fetched:
+def through_pipeline(
+    tasks: range,
+    *,
+    samples: Callable[[int], np.ndarray],
+    fetch: Callable[[int], Fetched],
+    refused: set[int],
+    arguments: Callable[[int, list[Fetched]], list[np.ndarray]],
+    build: Callable[[Callable[[], tuple]], Any],
+    settings: Run,
+    device: torch.device,
+) -> Iterator[tuple[Tensor | None, list[Fetched]]]:
+    """For each task, what the pipeline makes of it, uint8 (outputs, N, S, S, 3), and the images that it was given.
+
+    A batch that DALI fails on gives None: all its images are then decoded, and `fetch` will decode them from now on.
+
+    Args:
+        samples: the sample ids of a task. fetch: one image. refused: the samples that DALI failed on; grows.
+        arguments: what the pipeline gets beside the JPEGs. build: a pipeline from its source.
+    """
+    pool = ThreadPoolExecutor(max(4, threads(settings)))
+    feed = _Feed(
+        lambda task: [pool.submit(fetch, int(sample)) for sample in samples(task)],
+        tasks,
+        settings.dali.prefetch,
+        arguments,
+    )
+    pipeline: Any = None
+    try:
+        for task in tasks:
+            pipeline = pipeline or build(feed)
+            try:
+                made, fetched = run(pipeline, device), feed.done()
+            except RuntimeError as error:
+                if _DECODER not in str(error):
+                    raise
+                # The pipeline is lost with the batch.
+                pipeline, made = None, None
+                refused.update(item.taken for item in feed.fail())
+                fetched = [fetch(int(sample)) for sample in samples(task)]
+            yield made, fetched
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        del pipeline
+
+
+def fetch_one(images: EncodedImages, sample: int, refused: set[int]) -> Fetched:
     """One image, as bytes where DALI can be trusted with them, else decoded. Raises `BadImage`."""
     data = images.read_bytes(sample)
     header = jpeg_header(data)
@@ -196,11 +235,11 @@ class _Feed:
 
 def _stand_in() -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", _STAND_IN_SIZE).save(file, "JPEG")
+    Image.new("RGB", STAND_IN_SIZE).save(file, "JPEG")
     return file.getvalue()
 
 
-_STAND_IN_SIZE = (8, 8)
+STAND_IN_SIZE = (8, 8)
 _STAND_IN = _stand_in()
 """Takes the place of an image that is decoded here, so that a batch keeps its size."""
 
@@ -217,7 +256,7 @@ def build_crops(source: Callable[[], tuple], batch: int, num_views: int, setting
     def graph() -> tuple:
         kinds, dims = [types.UINT8, *[types.INT32] * 3 * num_views], [1] * (1 + 3 * num_views)
         jpegs, *boxes = fn.external_source(source, num_outputs=len(dims), dtype=kinds, ndim=dims, batch=True)
-        images = _decoded(jpegs, settings.dali, device)
+        images = decoded(jpegs, settings.dali, device)
         views = []
         for corner, extent, margin in zip(boxes[::3], boxes[1::3], boxes[2::3], strict=True):
             crop = fn.slice(images, corner, extent, axes=[0, 1])
@@ -228,13 +267,13 @@ def build_crops(source: Callable[[], tuple], batch: int, num_views: int, setting
                 "roi_start": fn.cast(margin, dtype=types.FLOAT),
                 "roi_end": fn.cast(margin + extent, dtype=types.FLOAT),
             }
-            views.append(_resized(framed, [settings.views.size] * 2, **region))
+            views.append(resized(framed, [settings.views.size] * 2, **region))
         return tuple(views)
 
-    return _built(graph, batch, settings, device)
+    return built(graph, batch, settings, device)
 
 
-def _decoded(jpegs: Any, dali: Dali, device: torch.device) -> Any:
+def decoded(jpegs: Any, dali: Dali, device: torch.device) -> Any:
     from nvidia.dali import fn, types
 
     gpu = {"device": "mixed", "hw_decoder_load": dali.hw_decoder_load} if device.type == "cuda" else {"device": "cpu"}
@@ -242,13 +281,13 @@ def _decoded(jpegs: Any, dali: Dali, device: torch.device) -> Any:
     return fn.decoders.image(jpegs, output_type=types.RGB, jpeg_fancy_upsampling=True, **gpu)
 
 
-def _resized(images: Any, size: Any, **region: Any) -> Any:
+def resized(images: Any, size: Any, **region: Any) -> Any:
     from nvidia.dali import fn, types
 
     return fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True, **region)
 
 
-def _margin(extent: np.ndarray, side: int) -> np.ndarray:
+def margin(extent: np.ndarray, side: int | np.ndarray) -> np.ndarray:
     """Black pixels that go around a crop before it is resized, so that what its edge takes from outside is known.
 
     Where a filter reaches past the edge, Pillow and torch leave the outside out and weigh the rest by more; DALI
@@ -258,7 +297,7 @@ def _margin(extent: np.ndarray, side: int) -> np.ndarray:
     return np.where(extent > side, np.ceil(extent / side).astype(np.int64) + 1, 0)
 
 
-def _edge_gain(extent: np.ndarray, side: int) -> np.ndarray:
+def edge_gain(extent: np.ndarray, side: int | np.ndarray) -> np.ndarray:
     """All weight of the filter of an outermost pixel over its weight inside the image; float64, shaped as `extent`."""
     scale = np.maximum(extent / side, 1)[..., None]
     reach = int(np.ceil(scale.max())) + 1
@@ -268,16 +307,16 @@ def _edge_gain(extent: np.ndarray, side: int) -> np.ndarray:
     return np.where(extent > side, gain, 1.0)
 
 
-def _mend_edges(views: Tensor, extent: np.ndarray) -> None:
-    """Weighs the outermost pixels of uint8 (V, N, S, S, 3), in place, for crops of `extent` pixels, (V, N, 2)."""
-    gain = torch.from_numpy(_edge_gain(extent, views.shape[2])).to(views.device, torch.float32)
-    down, across = gain[..., 0, None, None], gain[..., 1, None, None]
-    for edge in (0, -1):
-        for line, factor in ((views[:, :, edge], down), (views[:, :, :, edge], across)):
-            line.copy_((line * factor + 0.5).floor_().clamp_(max=255))
+def mend_edges(views: Tensor, first: np.ndarray, last: np.ndarray) -> None:
+    """Weighs the outermost pixels of uint8 (V, N, S, S, 3) in place: first and last line and column, by (V, N, 2)."""
+    for edge, gain in ((0, first), (-1, last)):
+        factor = torch.from_numpy(gain).to(views.device, torch.float32)[..., None, None]
+        for line, weight in ((views[:, :, edge], factor[:, :, 0]), (views[:, :, :, edge], factor[:, :, 1])):
+            line.copy_((line * weight + 0.5).floor_().clamp_(max=255))
 
 
-def _built(graph: Callable[[], tuple], batch: int, settings: Run, device: torch.device) -> Any:
+def built(graph: Callable[[], tuple], batch: int, settings: Run, device: torch.device) -> Any:
+    """A pipeline of at most `batch` images with the outputs of a graph."""
     from nvidia.dali import Pipeline
 
     pipeline = Pipeline(
