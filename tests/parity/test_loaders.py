@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 from sklearn.datasets import load_sample_images
 
 QUICK = (
@@ -93,3 +95,17 @@ def test_two_hundred_damaged_files_among_as_many_good_ones_end_no_run(
     assert sum("pixels announced" in line for line in listed) == 20
     assert np.isfinite(losses(tmp_path / "run")).all()
     assert "knn" in summary
+
+
+@pytest.mark.parametrize("loader", ["torchvision", "dali"])
+def test_a_run_that_stops_anywhere_goes_on_with_the_same_samples(
+    call: Callable[..., int], tmp_path: Path, loader: str
+) -> None:
+    photographs(tmp_path / "data/train", 70)  # no whole number of batches: the steps cross from epoch to epoch
+    common = (*QUICK, "--data", tmp_path / "data", "--knn-every", 0, "--loader", loader)
+    assert call("pretrain.py", *common, "--max-steps", 11, "--out", tmp_path / "straight") == 0
+    for stop in (3, 7, 11):
+        assert call("pretrain.py", *common, "--max-steps", stop, "--out", tmp_path / "stopped") == 0
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "straight")
+    states = [load_file(tmp_path / name / "encoder.safetensors") for name in ("straight", "stopped")]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
