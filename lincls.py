@@ -36,8 +36,7 @@ def lincls(settings: Linear, runtime: "Runtime", folder: "RunFolder") -> None:
 
     from simsiam.checkpoint.manager import Checkpoints
     from simsiam.data.augment import Augment
-    from simsiam.data.loaders import choose_images, make_loader
-    from simsiam.data.loaders.dali_centre import choose_centres
+    from simsiam.data.loaders import choose_centres, choose_images, make_loader
     from simsiam.data.open import open_images
     from simsiam.data.plan import make_plan
     from simsiam.evaluation.accuracy import Accuracy, evaluate_classifier

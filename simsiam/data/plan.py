@@ -72,6 +72,12 @@ class Plan:
         return self.batch(step)[self.rank * size : (self.rank + 1) * size]
 
 
+def micro_batch(plan: Plan, task: int, accumulate: int) -> np.ndarray:
+    """Sample ids of this rank's micro-batch `task % accumulate` of step `task // accumulate`, int64 (n,)."""
+    step, micro = divmod(task, accumulate)
+    return np.split(plan.rank_batch(step), accumulate)[micro]
+
+
 def make_plan(images: "ImageSet", global_batch: int, settings: Run, rank: int, world_size: int) -> Plan:
     """The plan of a run, in the order that `--shuffle` asks for.
 

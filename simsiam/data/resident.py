@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from simsiam.data.image_set import BadImage, ImageSet
 from simsiam.data.sources.arrays import ArrayImages
+from simsiam.data.stand_ins import next_good
 
 _LIMIT_BYTES = 4 << 30
 _CHUNK = 1024
@@ -94,8 +95,3 @@ def make_resident(images: ImageSet, workers: int, show_progress: bool) -> Reside
         stand_in = next_good(sample, len(images), failed)
         decoded[sample], labels[sample] = decoded[stand_in], labels[stand_in]
     return ResidentImages(decoded, images, labels, failed)
-
-
-def next_good(sample: int, total: int, bad: dict[int, str]) -> int:
-    """The sample that stands in for a bad one, in every loader: the next by number that is good, round the end."""
-    return next(s % total for s in range(sample + 1, sample + total) if s % total not in bad)

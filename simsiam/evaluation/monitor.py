@@ -6,8 +6,7 @@ from torch import nn
 from simsiam.data.datasets import has_split
 from simsiam.data.image_set import ImageSet
 from simsiam.data.labelled import centre_batches
-from simsiam.data.loaders import choose_images
-from simsiam.data.loaders.dali_centre import choose_centres
+from simsiam.data.loaders import choose_centres, choose_images
 from simsiam.data.open import open_images
 from simsiam.data.resident import ResidentImages
 from simsiam.distributed.runtime import Runtime

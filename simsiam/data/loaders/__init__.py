@@ -7,7 +7,7 @@ method. Loaders differ in how fast they get there, never in what comes out.
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,10 @@ from simsiam.data.image_set import BadImage, ImageSet
 from simsiam.data.plan import Plan
 from simsiam.data.resident import MixedSizes, ResidentImages, fits_in_memory, make_resident
 from simsiam.errors import UserError
-from simsiam.settings.tree import Run
+from simsiam.settings.tree import Run, Views
+
+if TYPE_CHECKING:
+    from simsiam.data.labelled import CentreBatches, Centred
 
 
 class Crops(NamedTuple):
@@ -68,22 +71,22 @@ def choose_images(images: ImageSet, settings: Run, show_progress: bool) -> tuple
             why = str(error)
     if settings.loader == "resident":
         raise UserError(f"--loader resident cannot hold this set: {why}; take --loader torchvision")
-    return images, f"{_for_large_images(images, settings)}; {why}"
-
-
-def _for_large_images(images: ImageSet, settings: Run) -> str:
-    """The loader that `auto` takes for images that are decoded as they are needed, and why."""
-    if settings.device == "cpu" or not torch.cuda.is_available():
-        return "torchvision: there is no GPU to decode on"
-    lack = _dali_lacks(images) or ("" if _is_jpeg(images) else "the images are not JPEG")
-    return f"torchvision: {lack}" if lack else "dali: JPEG is decoded on the GPU"
+    lack = _auto_lacks(images, settings)
+    return images, f"torchvision: {lack}; {why}" if lack else f"dali: JPEG is decoded on the GPU; {why}"
 
 
 def takes_dali(images: ImageSet, settings: Run) -> bool:
     """Whether a set, as `choose_images` left it, is loaded by DALI."""
     if settings.loader == "auto":
-        return not isinstance(images, ResidentImages) and _for_large_images(images, settings).startswith("dali")
+        return not isinstance(images, ResidentImages) and not _auto_lacks(images, settings)
     return settings.loader == "dali" and not _dali_lacks(images)
+
+
+def _auto_lacks(images: ImageSet, settings: Run) -> str:
+    """Why `auto` does not take DALI for images that are decoded as they are needed; empty where it does."""
+    if settings.device == "cpu" or not torch.cuda.is_available():
+        return "there is no GPU to decode on"
+    return _dali_lacks(images) or ("" if _is_jpeg(images) else "the images are not JPEG")
 
 
 def dali_is_installed() -> bool:
@@ -121,3 +124,17 @@ def make_loader(images: ImageSet, plan: Plan, settings: Run, num_views: int, dev
     from simsiam.data.loaders.torchvision import TorchvisionLoader
 
     return TorchvisionLoader(images, plan, settings, num_views, device)
+
+
+def choose_centres(settings: Run, device: torch.device) -> "CentreBatches":
+    """How a run reads what it is tested on: by DALI where it would train by DALI, else by worker processes."""
+    from simsiam.data.labelled import centre_batches
+
+    def centres(images: ImageSet, samples: np.ndarray, views: Views, batch: int) -> "Iterator[Centred]":
+        if len(samples) and takes_dali(images, settings):
+            from simsiam.data.loaders.dali_centre import dali_centre_batches
+
+            return dali_centre_batches(images, samples, views, batch, settings, device)
+        return centre_batches(images, samples, views, batch, settings.workers)
+
+    return centres

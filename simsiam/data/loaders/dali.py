@@ -20,16 +20,20 @@ from torch import Tensor
 
 from simsiam.data.decode import MAX_PIXELS, decode, jpeg_header
 from simsiam.data.encoded import EncodedImages
-from simsiam.data.image_set import BadImage
 from simsiam.data.loaders import Crops
-from simsiam.data.loaders.torchvision import crop, refuse_all_bad
-from simsiam.data.plan import Plan
+from simsiam.data.loaders.torchvision import crop
+from simsiam.data.plan import Plan, micro_batch
+from simsiam.data.stand_ins import read_or_next
 from simsiam.data.views import crop_boxes
 from simsiam.settings.tree import Dali, Run
 
 _TAIL = 4096  # bytes in which a whole JPEG has its end marker, with room for what some cameras append
-_MOST_REPLACED = 1000
 _DECODER = "decoders.image"  # in an error of DALI that an image is to blame for
+
+STAND_IN_SIZE = (8, 8)
+_STAND_IN = io.BytesIO()
+Image.new("RGB", STAND_IN_SIZE).save(_STAND_IN, "JPEG")
+"""A JPEG in the place of an image that is decoded here, so that a batch keeps its size."""
 
 
 class Fetched(NamedTuple):
@@ -64,74 +68,63 @@ class DaliLoader:
 
     def steps(self, start: int, stop: int) -> Iterator[list[Crops]]:
         """Micro-batches of each step, on the training device."""
-        accumulate, side = self._settings.accumulate, self._settings.views.size
+        accumulate = self._settings.accumulate
         tasks = range(start * accumulate, stop * accumulate)
-        step: list[Crops] = []
-        with closing(self._batches(tasks)) as batches:
-            for task, (views, fetched) in zip(tasks, batches, strict=True):
-                if views is None:
-                    views = torch.empty(self._num_views, len(fetched), side, side, 3, dtype=torch.uint8)
-                step.append(self._crops(task, views.to(self._device), fetched))
-                if len(step) == accumulate:
-                    yield step
-                    step = []
-
-    def _batches(self, tasks: range) -> Iterator[tuple[Tensor | None, list[Fetched]]]:
-        return through_pipeline(
+        batches = through_pipeline(
             tasks,
             samples=self._samples,
             fetch=self._fetch,
             refused=self._refused,
             arguments=self._arguments,
             build=lambda feed: build_crops(feed, self._batch, self._num_views, self._settings, self._device),
+            num_outputs=self._num_views,
             settings=self._settings,
             device=self._device,
         )
+        step: list[Crops] = []
+        with closing(batches):
+            for task, batch in zip(tasks, batches, strict=True):
+                step.append(self._crops(task, *batch))
+                if len(step) == accumulate:
+                    yield step
+                    step = []
 
     def _samples(self, task: int) -> np.ndarray:
-        step, micro = divmod(task, self._settings.accumulate)
-        return np.split(self._plan.rank_batch(step), self._settings.accumulate)[micro]
+        return micro_batch(self._plan, task, self._settings.accumulate)
+
+    def _epoch(self, task: int) -> int:
+        return self._plan.epoch(task // self._settings.accumulate)
 
     def _fetch(self, sample: int) -> Fetched:
-        total, failed = len(self._images), None
-        for taken in range(sample, sample + min(total, _MOST_REPLACED)):
-            try:
-                return fetch_one(self._images, taken % total, self._refused)._replace(failed=failed)
-            except BadImage as error:
-                failed = failed or (sample, str(error))
-        raise refuse_all_bad(self._images, sample)
+        fetched, _, failed = read_or_next(self._images, sample, lambda s: fetch_one(self._images, s, self._refused))
+        return fetched._replace(failed=failed)
 
     def _boxes(self, task: int, fetched: list[Fetched]) -> list[np.ndarray]:
-        epoch = self._plan.epoch(task // self._settings.accumulate)
         heights, widths = (np.array([getattr(item, name) for item in fetched]) for name in ("height", "width"))
-        samples = self._samples(task)
-        views, seed = self._settings.views, self._settings.seed
+        views, seed, epoch, samples = self._settings.views, self._settings.seed, self._epoch(task), self._samples(task)
         return [crop_boxes(views, seed, epoch, samples, view, heights, widths) for view in range(self._num_views)]
 
     def _arguments(self, task: int, fetched: list[Fetched]) -> list[np.ndarray]:
-        """Corner, extent and margin of each view's crops, int32 (N, 2) each."""
-        boxes = self._boxes(task, fetched)
-        for row, item in enumerate(fetched):
-            if not item.data:
-                for view in boxes:
-                    view[row] = (0, 0, *STAND_IN_SIZE)
-        extents = (box[:, 2:] for box in boxes)
-        margins = [margin(extent, self._settings.views.size) for extent in extents]
-        parts = (part for box, frame in zip(boxes, margins) for part in (box[:, :2], box[:, 2:], frame))
-        return [part.astype(np.int32) for part in parts]
+        """Corner, extent and margin of each view's crops, (N, 2) each."""
+        here = [row for row, item in enumerate(fetched) if not item.data]
+        arguments: list[np.ndarray] = []
+        for box in self._boxes(task, fetched):
+            box[here] = (0, 0, *STAND_IN_SIZE)
+            corner, extent = box[:, :2], box[:, 2:]
+            arguments += [corner, extent, margin(extent, self._settings.views.size)]
+        return arguments
 
-    def _crops(self, task: int, views: Tensor, fetched: list[Fetched]) -> Crops:
-        boxes, side = self._boxes(task, fetched), self._settings.views.size
-        gain = edge_gain(np.stack([box[:, 2:] for box in boxes]), side)
+    def _crops(self, task: int, views: Tensor, fetched: list[Fetched], arguments: list[np.ndarray]) -> Crops:
+        side = self._settings.views.size
+        gain = edge_gain(np.stack(arguments[1::3]), side)
         mend_edges(views, gain, gain)
-        decoded = [row for row, item in enumerate(fetched) if item.pixels is not None]
-        if decoded:
-            for row in decoded:
-                for view, box in enumerate(boxes):
-                    views[view, row] = crop(fetched[row].pixels, box[row], side).to(self._device)
+        here = [row for row, item in enumerate(fetched) if item.pixels is not None]
+        for view, box in enumerate(self._boxes(task, fetched) if here else ()):
+            for row in here:
+                views[view, row] = crop(fetched[row].pixels, box[row], side).to(self._device)
         labels = torch.from_numpy(self._images.labels[[item.taken for item in fetched]])
         replaced = tuple(item.failed for item in fetched if item.failed is not None)
-        return Crops(views, self._samples(task), labels, self._plan.epoch(task // self._settings.accumulate), replaced)
+        return Crops(views, self._samples(task), labels, self._epoch(task), replaced)
 
 
 def through_pipeline(
@@ -142,17 +135,20 @@ def through_pipeline(
     refused: set[int],
     arguments: Callable[[int, list[Fetched]], list[np.ndarray]],
     build: Callable[[Callable[[], tuple]], Any],
+    num_outputs: int,
     settings: Run,
     device: torch.device,
-) -> Iterator[tuple[Tensor | None, list[Fetched]]]:
-    """For each task, what the pipeline makes of it, uint8 (outputs, N, S, S, 3), and the images that it was given.
+) -> Iterator[tuple[Tensor, list[Fetched], list[np.ndarray]]]:
+    """For each task, what the pipeline makes of it, uint8 (outputs, N, S, S, 3), its images and its arguments.
 
-    A batch that DALI fails on gives None: all its images are then decoded, and `fetch` will decode them from now on.
+    Rows of images that are decoded here hold nothing yet. Of a batch that DALI fails on these are all, and `fetch`
+    decodes its images from now on.
 
     Args:
         samples: the sample ids of a task. fetch: one image. refused: the samples that DALI failed on; grows.
-        arguments: what the pipeline gets beside the JPEGs. build: a pipeline from its source.
+        arguments: what the pipeline gets beside the JPEGs, (N, 2) each. build: a pipeline from its source.
     """
+    side = settings.views.size
     pool = ThreadPoolExecutor(max(4, threads(settings)))
     feed = _Feed(
         lambda task: [pool.submit(fetch, int(sample)) for sample in samples(task)],
@@ -165,15 +161,16 @@ def through_pipeline(
         for task in tasks:
             pipeline = pipeline or build(feed)
             try:
-                made, fetched = run(pipeline, device), feed.done()
+                made, (fetched, given) = run(pipeline, device), feed.done()
             except RuntimeError as error:
                 if _DECODER not in str(error):
                     raise
-                # The pipeline is lost with the batch.
-                pipeline, made = None, None
+                pipeline = None  # it is lost with the batch
                 refused.update(item.taken for item in feed.fail())
                 fetched = [fetch(int(sample)) for sample in samples(task)]
-            yield made, fetched
+                made = torch.empty(num_outputs, len(fetched), side, side, 3, dtype=torch.uint8, device=device)
+                given = arguments(task, fetched)
+            yield made, fetched, given
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         del pipeline
@@ -204,44 +201,34 @@ class _Feed:
         self._submit, self._arguments, self._ahead = submit, arguments, ahead
         self._tasks = iter(tasks)
         self._reading: deque[tuple[int, list[Future[Fetched]]]] = deque()
-        self._inside: deque[tuple[int, list[Fetched]]] = deque()
-        self._again: deque[tuple[int, list[Fetched]]] = deque()
+        self._inside: deque[tuple[list[Fetched], list[np.ndarray]]] = deque()
+        self._again: deque[tuple[list[Fetched], list[np.ndarray]]] = deque()
 
     def __call__(self) -> tuple[Any, ...]:
         while len(self._reading) <= self._ahead and (task := next(self._tasks, None)) is not None:
             self._reading.append((task, self._submit(task)))
         if self._again:
-            task, fetched = self._again.popleft()
+            fetched, arguments = self._again.popleft()
         elif self._reading:
             task, futures = self._reading.popleft()
             fetched = [future.result() for future in futures]
+            arguments = self._arguments(task, fetched)
         else:
             raise StopIteration
-        self._inside.append((task, fetched))
-        jpegs = [np.frombuffer(item.data or _STAND_IN, np.uint8) for item in fetched]
-        return jpegs, *self._arguments(task, fetched)
+        self._inside.append((fetched, arguments))
+        jpegs = [np.frombuffer(item.data or _STAND_IN.getvalue(), np.uint8) for item in fetched]
+        return jpegs, *(values.astype(np.int32) for values in arguments)
 
-    def done(self) -> list[Fetched]:
-        """The batch that the pipeline has just given back."""
-        return self._inside.popleft()[1]
+    def done(self) -> tuple[list[Fetched], list[np.ndarray]]:
+        """The batch that the pipeline has just given back, with its arguments."""
+        return self._inside.popleft()
 
     def fail(self) -> list[Fetched]:
         """The batch that the pipeline failed on; those behind it are fed again, to the next pipeline."""
-        _, fetched = self._inside.popleft()
+        fetched, _ = self._inside.popleft()
         self._again.extend(self._inside)
         self._inside.clear()
         return fetched
-
-
-def _stand_in() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", STAND_IN_SIZE).save(file, "JPEG")
-    return file.getvalue()
-
-
-STAND_IN_SIZE = (8, 8)
-_STAND_IN = _stand_in()
-"""Takes the place of an image that is decoded here, so that a batch keeps its size."""
 
 
 def threads(settings: Run) -> int:
@@ -250,7 +237,7 @@ def threads(settings: Run) -> int:
 
 
 def build_crops(source: Callable[[], tuple], batch: int, num_views: int, settings: Run, device: torch.device) -> Any:
-    """A pipeline from (JPEGs, corner and extent for each view) to uint8 (N, S, S, 3) for each view."""
+    """A pipeline from (JPEGs; corner, extent and margin for each view) to uint8 (N, S, S, 3) for each view."""
     from nvidia.dali import fn, types
 
     def graph() -> tuple:
@@ -258,22 +245,16 @@ def build_crops(source: Callable[[], tuple], batch: int, num_views: int, setting
         jpegs, *boxes = fn.external_source(source, num_outputs=len(dims), dtype=kinds, ndim=dims, batch=True)
         images = decoded(jpegs, settings.dali, device)
         views = []
-        for corner, extent, margin in zip(boxes[::3], boxes[1::3], boxes[2::3], strict=True):
-            crop = fn.slice(images, corner, extent, axes=[0, 1])
-            framed = fn.slice(
-                crop, -margin, extent + 2 * margin, axes=[0, 1], out_of_bounds_policy="pad", fill_values=0
-            )
-            region = {
-                "roi_start": fn.cast(margin, dtype=types.FLOAT),
-                "roi_end": fn.cast(margin + extent, dtype=types.FLOAT),
-            }
-            views.append(resized(framed, [settings.views.size] * 2, **region))
+        for corner, extent, frame in zip(boxes[::3], boxes[1::3], boxes[2::3], strict=True):
+            cut = fn.slice(images, corner, extent, axes=[0, 1])
+            views.append(resized(cut, extent, frame, [settings.views.size] * 2))
         return tuple(views)
 
     return built(graph, batch, settings, device)
 
 
 def decoded(jpegs: Any, dali: Dali, device: torch.device) -> Any:
+    """RGB of JPEGs, as Pillow and torchvision decode them."""
     from nvidia.dali import fn, types
 
     gpu = {"device": "mixed", "hw_decoder_load": dali.hw_decoder_load} if device.type == "cuda" else {"device": "cpu"}
@@ -281,10 +262,13 @@ def decoded(jpegs: Any, dali: Dali, device: torch.device) -> Any:
     return fn.decoders.image(jpegs, output_type=types.RGB, jpeg_fancy_upsampling=True, **gpu)
 
 
-def resized(images: Any, size: Any, **region: Any) -> Any:
+def resized(images: Any, extent: Any, frame: Any, size: Any) -> Any:
+    """Images of `extent` pixels resized to `size`, with `frame` black pixels around them (see `margin`)."""
     from nvidia.dali import fn, types
 
-    return fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True, **region)
+    framed = fn.slice(images, -frame, extent + 2 * frame, axes=[0, 1], out_of_bounds_policy="pad", fill_values=0)
+    start, stop = (fn.cast(edge, dtype=types.FLOAT) for edge in (frame, frame + extent))
+    return fn.resize(framed, size=size, roi_start=start, roi_end=stop, interp_type=types.INTERP_LINEAR, antialias=True)
 
 
 def margin(extent: np.ndarray, side: int | np.ndarray) -> np.ndarray:

@@ -7,9 +7,8 @@ import numpy as np
 import torch
 
 from simsiam.data.encoded import EncodedImages
-from simsiam.data.image_set import BadImage, ImageSet
-from simsiam.data.labelled import CentreBatches, Centred, centre_batches, centre_crop, centre_geometry
-from simsiam.data.loaders import takes_dali
+from simsiam.data.image_set import BadImage
+from simsiam.data.labelled import Centred, centre_crop, centre_geometry
 from simsiam.data.loaders.dali import (
     STAND_IN_SIZE,
     Fetched,
@@ -25,21 +24,11 @@ from simsiam.data.loaders.dali import (
 from simsiam.settings.tree import Run, Views
 
 
-def choose_centres(settings: Run, device: torch.device) -> CentreBatches:
-    """How a run reads what it is tested on: by DALI where it would train by DALI, else by worker processes."""
-
-    def centres(images: ImageSet, samples: np.ndarray, views: Views, batch: int) -> Iterator[Centred]:
-        if len(samples) and takes_dali(images, settings):
-            return dali_centre_batches(images, samples, views, batch, settings, device)
-        return centre_batches(images, samples, views, batch, settings.workers)
-
-    return centres
-
-
 def dali_centre_batches(
     images: EncodedImages, samples: np.ndarray, views: Views, batch: int, settings: Run, device: torch.device
 ) -> Iterator[Centred]:
     """As `centre_batches`, with the crops on the device."""
+    side = views.size
     refused: set[int] = set()
     chunks = [samples[start : start + batch] for start in range(0, len(samples), batch)]
 
@@ -49,17 +38,14 @@ def dali_centre_batches(
         except BadImage as error:
             return Fetched(sample, b"", *STAND_IN_SIZE, failed=(sample, str(error)))
 
-    def geometry(fetched: list[Fetched]) -> tuple[np.ndarray, ...]:
+    def arguments(_: int, fetched: list[Fetched]) -> list[np.ndarray]:
         """Extent of the images, size to resize to, corner of the crop, margin: (N, 2) each."""
         extent = np.array([(item.height, item.width) if item.data else STAND_IN_SIZE for item in fetched])
-        pairs = [centre_geometry(*size, views.resize, views.size) for size in extent.tolist()]
+        pairs = [centre_geometry(*size, views.resize, side) for size in extent.tolist()]
         size, corner = (np.array(column) for column in zip(*pairs))
         # A crop that leaves out the outermost pixels needs no frame to have them right.
-        touches = (corner == 0) | (corner + views.size == size)
-        return extent, size, corner, np.where(touches, margin(extent, size), 0)
-
-    def arguments(_: int, fetched: list[Fetched]) -> list[np.ndarray]:
-        return [part.astype(np.int32) for part in geometry(fetched)]
+        touches = (corner == 0) | (corner + side == size)
+        return [extent, size, corner, np.where(touches, margin(extent, size), 0)]
 
     stream = through_pipeline(
         range(len(chunks)),
@@ -67,14 +53,12 @@ def dali_centre_batches(
         fetch=fetch,
         refused=refused,
         arguments=arguments,
-        build=partial(_build, batch=batch, side=views.size, settings=settings, device=device),
+        build=partial(_build, batch=batch, side=side, settings=settings, device=device),
+        num_outputs=1,
         settings=settings,
         device=device,
     )
-    for made, fetched in stream:
-        side = views.size
-        crops = torch.empty(1, len(fetched), side, side, 3, dtype=torch.uint8).to(device) if made is None else made
-        extent, size, corner, frame = geometry(fetched)
+    for crops, fetched, (extent, size, corner, frame) in stream:
         gain = np.where(frame > 0, edge_gain(extent, size), 1.0)
         mend_edges(crops, np.where(corner == 0, gain, 1.0)[None], np.where(corner + side == size, gain, 1.0)[None])
         for row, item in enumerate(fetched):
@@ -96,12 +80,8 @@ def _build(source: object, batch: int, side: int, settings: Run, device: torch.d
         jpegs, extent, size, corner, frame = fn.external_source(
             source, num_outputs=5, dtype=kinds, ndim=[1] * 5, batch=True
         )
-        framed = fn.slice(
-            decoded(jpegs, settings.dali, device), -frame, extent + 2 * frame, axes=[0, 1],
-            out_of_bounds_policy="pad", fill_values=0,
-        )  # fmt: skip
-        start, stop, size = (fn.cast(value, dtype=types.FLOAT) for value in (frame, frame + extent, size))
-        whole = resized(framed, size, roi_start=start, roi_end=stop)
+        images = decoded(jpegs, settings.dali, device)
+        whole = resized(images, extent, frame, fn.cast(size, dtype=types.FLOAT))
         return (fn.slice(whole, corner, [side, side], axes=[0, 1]),)
 
     return built(graph, batch, settings, device)

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from simsiam.data.image_set import BadImage, ImageSet
+from simsiam.data.image_set import ImageSet
 from simsiam.data.loaders import Crops
-from simsiam.data.plan import Plan
+from simsiam.data.plan import Plan, micro_batch
+from simsiam.data.stand_ins import read_or_next
 from simsiam.data.views import crop_boxes
-from simsiam.errors import UserError
 from simsiam.settings.tree import Run
 
 
@@ -56,14 +56,15 @@ class _CropTasks(Dataset):
         self.views, self.seed, self.accumulate = settings.views, settings.seed, settings.accumulate
 
     def __getitem__(self, task: int) -> Crops:
-        step, micro = divmod(task, self.accumulate)
-        samples = np.split(self.plan.rank_batch(step), self.accumulate)[micro]
-        epoch, side = self.plan.epoch(step), self.views.size
+        samples = micro_batch(self.plan, task, self.accumulate)
+        epoch, side = self.plan.epoch(task // self.accumulate), self.views.size
         crops = torch.empty(self.num_views, len(samples), side, side, 3, dtype=torch.uint8)
         labels = torch.empty(len(samples), dtype=torch.int64)
         replaced: list[tuple[int, str]] = []
         for row, sample in enumerate(samples):
-            image, taken = self._read(int(sample), replaced)
+            image, taken, failed = read_or_next(self.images, int(sample), self.images.read)
+            if failed is not None:
+                replaced.append(failed)
             labels[row] = int(self.images.labels[taken])
             height, width = image.shape[1:]
             for view in range(self.num_views):
@@ -71,22 +72,6 @@ class _CropTasks(Dataset):
                 box = crop_boxes(self.views, self.seed, epoch, samples[row : row + 1], view, [height], [width])[0]
                 crops[view, row] = crop(image, box, side)
         return Crops(crops, samples, labels, epoch, tuple(replaced))
-
-    def _read(self, sample: int, replaced: list[tuple[int, str]]) -> tuple[Tensor, int]:
-        total = len(self.images.labels)
-        for taken in range(sample, sample + min(total, 1000)):
-            try:
-                return self.images.read(taken % total), taken % total
-            except BadImage as error:
-                if taken == sample:
-                    replaced.append((sample, str(error)))
-        raise refuse_all_bad(self.images, sample)
-
-
-def refuse_all_bad(images: ImageSet, sample: int) -> UserError:
-    """The error for a sample that no image of the next thousand can stand in for."""
-    count = min(len(images), 1000)
-    return UserError(f"{count} images from {images.name(sample)} on cannot be read; see `simsiam check-data`")
 
 
 def crop(image: Tensor, box: np.ndarray, side: int) -> Tensor:
