@@ -1,10 +1,11 @@
 """`simsiam check-data`: what is in a dataset, what is wrong with it, and what would limit training on it."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from simsiam.commands.report import counted, say, say_first
+from simsiam.distributed.threads import usable_cores
 from simsiam.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from simsiam.data.index import Index
 
 HELP = "count classes and images, find files that are unreadable, odd, changed or repeated, name the bottleneck"
-_SHOWN = 20
-_TITLE = 12  # characters before what is said
 _BAR = 40  # characters of the longest bar
 _SIDES = (1, 32, 64, 128, 192, 256, 320, 384, 448, 512, 768, 1024, 2048, 4096)
 _MEGAPIXELS = (0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 20, 50)
@@ -24,7 +23,7 @@ _MEGAPIXELS = (0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 20, 50)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `simsiam check-data`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     parser.add_argument("data", metavar="PATH", help="what training takes as --data")
     parser.add_argument("--list", metavar="FILE", help="write every finding, one a line: finding, split, file, note")
     parser.add_argument(
@@ -99,7 +98,7 @@ class _Listing:
     def close(self) -> None:
         self._write()
         if self._path is not None:
-            _say("list", f"{_count(len(self._lines), 'finding')} in {self._path}")
+            say("list", f"{counted(len(self._lines), 'finding')} in {self._path}")
 
     def _write(self) -> None:
         if self._path is None:
@@ -128,7 +127,7 @@ def _refuse_unreadable(splits: dict[str, "ImageSet"], checked: dict[str, _Checke
         split = next(name for name, of in checked.items() if of.bad)
         first = splits[split].name(min(checked[split].bad))
         raise UserError(
-            f"{_count(count, 'file')} of {data} cannot be read, such as {first} of {split}; restore or remove what is "
+            f"{counted(count, 'file')} of {data} cannot be read, such as {first} of {split}; restore or remove what is "
             "listed as unreadable."
         )
 
@@ -141,7 +140,7 @@ def _check(name: str, images: "ImageSet", arguments: argparse.Namespace, listing
     _describe_classes(name, images)
     if not isinstance(images, EncodedImages):
         height, width = images.read(0).shape[1:]
-        _say("", f"{width}x{height} pixels each, an array in memory: there are no files to check")
+        say("", f"{width}x{height} pixels each, an array in memory: there are no files to check")
         of = prints(images, None)
         _describe_repeated(name, images, of, listing)
         return _Checked(of, {})
@@ -161,11 +160,11 @@ def _describe_classes(name: str, images: "ImageSet") -> None:
 
     unlabelled = int((images.labels < 0).sum())
     labels = f"{unlabelled:,} without label" if unlabelled else "all labelled"
-    _say(name, f"{_count(len(images), 'image')}, {_count(len(images.classes), 'class', 'classes')}, {labels}")
+    say(name, f"{counted(len(images), 'image')}, {counted(len(images.classes), 'class', 'classes')}, {labels}")
     spread = balance(images)
     if spread is not None:
         few, middle, many = (f"{count:,} ({of})" for of, count in spread)
-        _say("", f"images per class: fewest {few}, median {middle}, most {many}")
+        say("", f"images per class: fewest {few}, median {middle}, most {many}")
 
 
 def _describe_changes(
@@ -173,7 +172,7 @@ def _describe_changes(
 ) -> None:
     """Compares with what was known; keeps what was learnt of a folder, and adds damage in shards to the bad images."""
     from simsiam.data.cache import cache_root
-    from simsiam.data.check import changed, known, learnt
+    from simsiam.data.check import changed, learnt
     from simsiam.data.sources.folder import FolderImages
 
     before = images.index
@@ -184,19 +183,19 @@ def _describe_changes(
         for row in rows:
             bad.setdefault(row, "its checksum is not the index's: it was damaged after it was packed")
         if before.checksums is not None:
-            _say("", f"checksums: {_count(len(rows), 'image')} of {len(images):,} not as they were packed")
+            say("", f"checksums: {counted(len(rows), 'image')} of {len(images):,} not as they were packed")
         return
     is_kept = _keep(images.root, learnt(before, found.index, take_in=take_in))
     if rows:
         fate = "the new checksums are taken in" if take_in else "--checksums takes the new checksums in"
-        _say("", f"changed since an earlier check: {_count(len(rows), 'file')}; {fate}")
-        _say_first([images.name(row) for row in rows])
+        say("", f"changed since an earlier check: {counted(len(rows), 'file')}; {fate}")
+        say_first([images.name(row) for row in rows])
     if take_in:
-        compared = int((known(before) & known(found.index)).sum())
-        new = int((known(found.index) & ~known(before)).sum())
-        _say("", f"checksums: {_count(compared, 'file')} compared with an earlier check, {new:,} taken in as new")
+        compared = int((before.is_read() & found.index.is_read()).sum())
+        new = int((found.index.is_read() & ~before.is_read()).sum())
+        say("", f"checksums: {counted(compared, 'file')} compared with an earlier check, {new:,} taken in as new")
     if not is_kept:
-        _say("", f"not kept for later: {images.root} was changed a moment ago, or {cache_root()} cannot be written")
+        say("", f"not kept for later: {images.root} was changed a moment ago, or {cache_root()} cannot be written")
 
 
 def _keep(root: Path, index: "Index") -> bool:
@@ -214,10 +213,10 @@ def _keep(root: Path, index: "Index") -> bool:
 
 
 def _describe_unreadable(name: str, images: "ImageSet", bad: dict[int, str], listing: _Listing) -> None:
-    _say("", f"unreadable: {_count(len(bad), 'file')}" if bad else "unreadable: none")
+    say("", f"unreadable: {counted(len(bad), 'file')}" if bad else "unreadable: none")
     for sample, reason in sorted(bad.items()):
         listing.add("unreadable", name, images.name(sample), reason)
-    _say_first([f"{images.name(sample)}: {reason}" for sample, reason in sorted(bad.items())])
+    say_first([f"{images.name(sample)}: {reason}" for sample, reason in sorted(bad.items())])
 
 
 def _describe_odd(name: str, images: "ImageSet", odd: "np.ndarray", listing: _Listing) -> None:
@@ -228,9 +227,9 @@ def _describe_odd(name: str, images: "ImageSet", odd: "np.ndarray", listing: _Li
         for row in rows:
             listing.add("odd", name, images.name(row), what)
         if rows:
-            _say("", f"odd: {_count(len(rows), 'file')} {what}, such as {images.name(rows[0])}")
+            say("", f"odd: {counted(len(rows), 'file')} {what}, such as {images.name(rows[0])}")
     if not odd.any():
-        _say("", "odd: none")
+        say("", "odd: none")
 
 
 def _describe_repeated(name: str, images: "ImageSet", of: "Prints", listing: _Listing) -> None:
@@ -241,13 +240,13 @@ def _describe_repeated(name: str, images: "ImageSet", of: "Prints", listing: _Li
         for row in group[1:].tolist():
             listing.add("repeated", name, images.name(row), f"as {images.name(int(group[0]))}")
     if not groups:
-        _say("", "repeated: none")
+        say("", "repeated: none")
         return
     spare = sum(len(group) - 1 for group in groups)
     astray = sum(len(set(images.labels[group].tolist())) > 1 for group in groups)
     first, second = (images.name(row) for row in groups[0][:2].tolist())
     labels = f"; {astray:,} of them in more than one class" if astray else ""
-    _say("", f"repeated: {_count(spare, 'image')} equal to another to the byte, such as {second} to {first}{labels}")
+    say("", f"repeated: {counted(spare, 'image')} equal to another to the byte, such as {second} to {first}{labels}")
 
 
 def _describe_sizes(found: "Findings") -> None:
@@ -256,7 +255,7 @@ def _describe_sizes(found: "Findings") -> None:
     lengths = found.index.byte_lengths[found.index.byte_lengths >= 0]
     pixels = found.index.pixels[found.index.pixels.min(axis=1) > 0].astype(np.int64)
     if len(lengths):
-        _say("", f"{_size(int(lengths.sum()))} in all, the median file {_size(int(np.median(lengths)))}")
+        say("", f"{_size(int(lengths.sum()))} in all, the median file {_size(int(np.median(lengths)))}")
     if len(pixels):
         _say_histogram("shorter side, pixels", pixels.min(axis=1), _SIDES)
         _say_histogram("megapixels", pixels.prod(axis=1) / 1e6, _MEGAPIXELS)
@@ -269,13 +268,13 @@ def _compare_classes(train: "ImageSet", val: "ImageSet") -> None:
         return
     missing, strange = classes_apart(train, val)
     if missing:
-        _say("classes", f"{_count(len(missing), 'class', 'classes')} of train without an image in val:")
-        _say_first(missing)
+        say("classes", f"{counted(len(missing), 'class', 'classes')} of train without an image in val:")
+        say_first(missing)
     if strange:
-        _say("classes", f"{_count(len(strange), 'class', 'classes')} of val without an image in train:")
-        _say_first(strange)
+        say("classes", f"{counted(len(strange), 'class', 'classes')} of val without an image in train:")
+        say_first(strange)
     if not missing and not strange:
-        _say("classes", f"the same {len(train.classes):,} in train and val")
+        say("classes", f"the same {len(train.classes):,} in train and val")
 
 
 def _compare_files(splits: dict[str, "ImageSet"], checked: dict[str, _Checked], listing: _Listing) -> None:
@@ -286,22 +285,10 @@ def _compare_files(splits: dict[str, "ImageSet"], checked: dict[str, _Checked], 
         train_name, val_name = splits["train"].name(ours), splits["val"].name(theirs)
         listing.add("in both", "val", val_name, f"as {train_name} of train")
         pairs.append(f"{val_name} of val is {train_name} of train")
-    _say(
-        "splits", f"{_count(len(pairs), 'image')} of val in train too:" if pairs else "no image of val is in train too"
+    say(
+        "splits", f"{counted(len(pairs), 'image')} of val in train too:" if pairs else "no image of val is in train too"
     )
-    _say_first(pairs)
-
-
-def _say(title: str, text: str) -> None:
-    line = f"{title:<{_TITLE}}{text}"
-    print(line.encode("utf-8", "backslashreplace").decode(), flush=True)  # a file's name need not be UTF-8
-
-
-def _say_first(lines: list[str]) -> None:
-    for line in lines[:_SHOWN]:
-        _say("", f"  {line}")
-    if len(lines) > _SHOWN:
-        _say("", f"  and {len(lines) - _SHOWN:,} more")
+    say_first(pairs)
 
 
 def _say_histogram(title: str, values: "np.ndarray", edges: tuple[float, ...]) -> None:
@@ -310,15 +297,11 @@ def _say_histogram(title: str, values: "np.ndarray", edges: tuple[float, ...]) -
 
     counts = np.histogram(values, [*edges, np.inf])[0]
     filled = np.flatnonzero(counts)
-    _say("", title)
+    say("", title)
     for row in range(filled[0], filled[-1] + 1):
         reach = f"{edges[row]:g} to {edges[row + 1]:g}" if row + 1 < len(edges) else f"{edges[row]:g} and more"
         bar = "#" * max(round(_BAR * counts[row] / counts.max()), int(counts[row] > 0))
-        _say("", f"  {reach:<14}{counts[row]:>11,}  {bar}".rstrip())
-
-
-def _count(number: int, one: str, several: str = "") -> str:
-    return f"{number:,} {one if number == 1 else several or one + 's'}"
+        say("", f"  {reach:<14}{counts[row]:>11,}  {bar}".rstrip())
 
 
 def _size(number: int) -> str:

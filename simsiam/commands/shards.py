@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from simsiam.commands.report import counted, say, say_first
 from simsiam.errors import UserError
 
 if TYPE_CHECKING:
@@ -11,8 +12,6 @@ if TYPE_CHECKING:
     from simsiam.data.pack import Packed, Packing
 
 HELP = "pack a folder of images into tar shards with an index, in a folder or at a URL; go on where it was interrupted"
-_SHOWN = 20
-_TITLE = 12  # characters before what is said
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,17 +81,8 @@ def _refuse_arrays(images: object, source: str) -> "EncodedImages":
 def _report(name: str, packing: "Packing", packed: "Packed") -> None:
     index, left_out = packed.index, packed.left_out
     shards, size = len(index.shard_names), int(index.byte_lengths.sum())
-    plural = "s" if shards != 1 else ""
     done = "had been packed before" if packed.was_there else "packed"
-    _say(name, f"{len(index):,} images, {size:,} bytes, in {shards:,} shard{plural}: {done}, {packing.out}")
+    say(name, f"{len(index):,} images, {size:,} bytes, in {counted(shards, 'shard')}: {done}, {packing.out}")
     if left_out:
-        _say("", f"left out as unreadable: {len(left_out):,} file{'s' if len(left_out) > 1 else ''}")
-    for file, why in left_out[:_SHOWN]:
-        _say("", f"  {file}: {why}")
-    if len(left_out) > _SHOWN:
-        _say("", f"  and {len(left_out) - _SHOWN:,} more")
-
-
-def _say(title: str, text: str) -> None:
-    line = f"{title:<{_TITLE}}{text}"
-    print(line.encode("utf-8", "backslashreplace").decode(), flush=True)  # a file's name need not be UTF-8
+        say("", f"left out as unreadable: {counted(len(left_out), 'file')}")
+        say_first([f"{file}: {why}" for file, why in left_out])

@@ -1,7 +1,6 @@
 """The throughput account: how fast each part of a training step is on this machine, and which one limits the rest."""
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,12 +17,13 @@ from simsiam.data.counter import permutation
 from simsiam.data.decode import decode
 from simsiam.data.encoded import EncodedImages
 from simsiam.data.image_set import BadImage, ImageSet
-from simsiam.data.loaders import Crops, Loader, choose_images, make_loader
+from simsiam.data.loaders import Crops, Loader, choose_images, make_loader, takes_dali
 from simsiam.data.loaders.torchvision import crop
 from simsiam.data.plan import Plan
 from simsiam.data.resident import ResidentImages
 from simsiam.data.views import crop_boxes
 from simsiam.distributed.runtime import Runtime, running
+from simsiam.distributed.threads import one_thread, usable_cores
 from simsiam.errors import UserError
 from simsiam.methods.registry import build_method
 from simsiam.settings.derive import derive
@@ -127,7 +127,7 @@ def _measure(
     if is_resident:
         yield _row("disk", "-", "no part of training, and decode neither: the images are in memory")
     else:
-        with _one_thread():
+        with one_thread():
             if isinstance(images, EncodedImages):
                 read = measure_disk(images, order, settings.workers, seconds)
                 disk = read.together if read.is_cold else None
@@ -156,7 +156,7 @@ def _measure(
     yield _row("together", _pace(together, "pairs/s"), f"as in training; an epoch of {len(images):,} takes {length}")
     shares_cores = is_resident or device.type == "cpu"
     account = Account(disk, decoding, cropping, augmenting, stepping, loading, together, shares_cores)
-    yield verdict(account, settings.workers, device.type, uses_dali=why.startswith("dali"))
+    yield verdict(account, settings.workers, device.type, uses_dali=takes_dali(images, settings))
 
 
 def verdict(account: Account, workers: int, device: str, *, uses_dali: bool = False) -> str:
@@ -171,7 +171,7 @@ def verdict(account: Account, workers: int, device: str, *, uses_dali: bool = Fa
         how = f"the loader is {account.loader / training:.1f} times as fast as the device, and most of it goes here"
     else:
         how = f"the device could take {training:,.0f} pairs/s, and the loader makes {account.loader:,.0f}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     more_workers = f"--workers up to the {cores} cores here" if workers < cores else "more cores"
     or_dali = "" if uses_dali else ", --loader dali"
     gpu = "a GPU" if device == "cpu" else "a faster GPU"
@@ -298,16 +298,6 @@ def _rate(
             return done / elapsed
         # Ever more between two waits, which keep a GPU idle for a moment, but no more than there is time for.
         at_once = max(1, min(2 * at_once, int((seconds - elapsed) * calls / elapsed)))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _heading(settings: Pretrain, runtime: Runtime) -> str:

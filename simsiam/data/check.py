@@ -14,7 +14,7 @@ from PIL import Image
 
 from simsiam.data.encoded import EncodedImages
 from simsiam.data.image_set import ImageSet
-from simsiam.data.index import Index
+from simsiam.data.index import FACTS, Index
 from simsiam.data.sources.arrays import ArrayImages
 from simsiam.data.survey import survey
 
@@ -101,17 +101,12 @@ def odd_bits(name: str, data: bytes) -> int:
     return sum(bit for bit, holds in found.items() if holds)
 
 
-def known(index: Index) -> np.ndarray:
-    """Which files have been read, bool (N,)."""
-    return np.zeros(len(index), bool) if index.byte_lengths is None else index.byte_lengths >= 0
-
-
 def changed(before: Index, now: Index) -> np.ndarray:
     """Rows, int64 (n,), of files whose bytes are not those of an earlier pass; unreadable and new files are none."""
     if before.checksums is None or now.checksums is None:
         return np.zeros(0, np.int64)
     differ = (before.checksums != now.checksums) | (before.byte_lengths != now.byte_lengths)
-    return np.flatnonzero(differ & known(before) & known(now))
+    return np.flatnonzero(differ & before.is_read() & now.is_read())
 
 
 def learnt(before: Index, now: Index, *, take_in: bool) -> Index:
@@ -122,11 +117,11 @@ def learnt(before: Index, now: Index, *, take_in: bool) -> Index:
     """
     if before.byte_lengths is None:
         return now
-    stays = known(before) & ~known(now)
+    stays = before.is_read() & ~now.is_read()
     if not take_in:
         stays[changed(before, now)] = True
     facts = {}
-    for name in ("byte_lengths", "pixels", "checksums"):
+    for name in FACTS:
         old, new = getattr(before, name), getattr(now, name)
         facts[name] = np.where(stays.reshape(-1, *[1] * (new.ndim - 1)), old, new)
     return replace(now, **facts)

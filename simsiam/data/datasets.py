@@ -10,7 +10,7 @@ from simsiam.data.sources.binaries import cifar10, cifar100, stl10
 from simsiam.data.sources.digits import digits
 from simsiam.data.sources.folder import FolderImages
 from simsiam.data.sources.shapes import shapes_root
-from simsiam.data.sources.shards import FIRST_SHARD, INDEX, ShardImages
+from simsiam.data.sources.shards import INDEX, ShardImages, shard_name
 from simsiam.data.storage import is_url, open_storage, reason
 from simsiam.data.survey import survey
 from simsiam.errors import UserError
@@ -141,6 +141,6 @@ def _holds_shards(place: str) -> bool:
     """Whether a folder or URL is one of shards, be it that their packing has not come to its end."""
     storage = open_storage(place)
     try:
-        return storage.has(INDEX) or storage.has(FIRST_SHARD)
+        return storage.has(INDEX) or storage.has(shard_name(0))
     except OSError as error:
         raise UserError(f"{place} cannot be looked at ({reason(error)}); check the place and your access.") from error

@@ -51,6 +51,10 @@ class Strings:
         return Strings(self.blob[places], ends)
 
 
+FACTS = ("byte_lengths", "pixels", "checksums")
+"""What an index knows of images only when they have been read."""
+
+
 @dataclass(frozen=True)
 class Index:
     """The images of a set, in the order of their sample ids.
@@ -81,9 +85,13 @@ class Index:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def is_read(self) -> np.ndarray:
+        """Of which images the `FACTS` are known, bool (N,)."""
+        return np.zeros(len(self), bool) if self.byte_lengths is None else self.byte_lengths >= 0
+
     def unread(self) -> np.ndarray:
-        """Rows, int64 (n,), of images whose lengths, pixels and checksums are not known."""
-        return np.arange(len(self)) if self.byte_lengths is None else np.flatnonzero(self.byte_lengths < 0)
+        """Rows, int64 (n,), of images whose `FACTS` are not known."""
+        return np.flatnonzero(~self.is_read())
 
     def take(self, rows: np.ndarray) -> "Index":
         """The images of some rows, int64 (n,), in their order, with the same classes."""
@@ -122,7 +130,7 @@ def write_index(file: str | os.PathLike[str] | IO[bytes], index: Index, **more: 
         if isinstance(value, Strings):
             arrays[f"{f.name}.blob"], arrays[f"{f.name}.ends"] = value.blob, value.ends
         elif isinstance(value, tuple):
-            arrays[f.name] = np.frombuffer(json.dumps(value).encode(), np.uint8)
+            arrays[f.name] = as_array(value)
         elif value is not None:
             arrays[f.name] = value
     np.savez(file, allow_pickle=False, **arrays)
@@ -138,6 +146,16 @@ def read_index(file: str | os.PathLike[str] | IO[bytes]) -> tuple[Index, dict[st
     if arrays.pop("version") != _VERSION:
         raise ValueError("it is of another version")
     names = Strings(arrays.pop("names.blob"), arrays.pop("names.ends"))
-    tuples = {name: tuple(json.loads(arrays.pop(name).tobytes())) for name in ("classes", "shard_names")}
+    tuples = {name: tuple(from_array(arrays.pop(name))) for name in ("classes", "shard_names")}
     plain = {f.name: arrays.pop(f.name) for f in fields(Index) if f.name in arrays}
     return Index(names=names, **tuples, **plain), arrays
+
+
+def as_array(value: list | tuple) -> np.ndarray:
+    """Strings and numbers as uint8 that a .npz can hold: their JSON."""
+    return np.frombuffer(json.dumps(value).encode(), np.uint8)
+
+
+def from_array(array: np.ndarray) -> list:
+    """What `as_array` was given, as a list."""
+    return json.loads(array.tobytes())

@@ -3,20 +3,17 @@
 import hashlib
 import os
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from simsiam.data.cache import cache_root
-from simsiam.data.index import Index, Strings, read_index, write_index
+from simsiam.data.cache import cache_root, keep
+from simsiam.data.index import FACTS, Index, Strings, read_index, write_index
 from simsiam.data.sources.folder import Scan, scan
 
 _SETTLED_NS = 2_000_000_000
 """A folder that changed less than this ago may change again within the same tick of its clock, unnoticed."""
-
-_FACTS = ("byte_lengths", "pixels", "checksums")  # what reading the files adds
 
 
 def folder_index(root: Path) -> Index:
@@ -41,7 +38,7 @@ def keep_facts(root: Path, index: Index) -> None:
     """Keeps what was learnt by reading the files of a folder, where its cached index still lists the same files."""
     kept = _read(root)
     if kept is not None and np.array_equal(kept.index.names.blob, index.names.blob) and len(kept.index) == len(index):
-        _write(root, kept._replace(index=replace(kept.index, **{name: getattr(index, name) for name in _FACTS})))
+        _write(root, kept._replace(index=replace(kept.index, **{name: getattr(index, name) for name in FACTS})))
 
 
 def _path(root: Path) -> Path:
@@ -70,7 +67,7 @@ def _carry_over(old: Index, new: Index) -> Index:
         return new
     row_of = {name: row for row, name in enumerate(old.names)}
     rows = np.array([row_of.get(name, -1) for name in new.names])
-    facts = {name: getattr(old, name)[rows] for name in _FACTS}
+    facts = {name: getattr(old, name)[rows] for name in FACTS}
     for values in facts.values():
         values[rows < 0] = 0
     facts["byte_lengths"][rows < 0] = -1
@@ -78,14 +75,9 @@ def _carry_over(old: Index, new: Index) -> Index:
 
 
 def _write(root: Path, found: Scan) -> None:
-    path = _path(root)
-    draft = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
-    with suppress(OSError):  # a cache that cannot be written costs the next run a scan, and this one nothing
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("wb") as file:
-                folders = {"folders.blob": found.folders.blob, "folders.ends": found.folders.ends}
-                write_index(file, found.index, **folders, changed_ns=found.changed_ns)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)  # a part of it, where the disk is full
+    def write(draft: Path) -> None:
+        folders = {"folders.blob": found.folders.blob, "folders.ends": found.folders.ends}
+        with draft.open("wb") as file:  # numpy would add its own ending to a name
+            write_index(file, found.index, **folders, changed_ns=found.changed_ns)
+
+    keep(_path(root), write)

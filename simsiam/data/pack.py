@@ -20,8 +20,8 @@ from simsiam.data.counter import permutation
 from simsiam.data.decode import image_size
 from simsiam.data.encoded import EncodedImages
 from simsiam.data.image_set import BadImage
-from simsiam.data.index import Index, write_index
-from simsiam.data.sources.shards import INDEX, read_shard_index
+from simsiam.data.index import Index, as_array, from_array, write_index
+from simsiam.data.sources.shards import INDEX, read_shard_index, shard_name
 from simsiam.data.storage import Storage, open_storage, reason
 from simsiam.errors import UserError
 
@@ -125,7 +125,7 @@ class Packing:
         ):
             waiting = next(files, None)
             while waiting is not None:
-                name = _shard_name(len(self._parts))
+                name = shard_name(len(self._parts))
                 with self._storage.writing(name) as file:
                     members, waiting = self._write_shard(file, first_row, waiting, files)
                 part = _Part.of(members, waiting.position if waiting else total, left_out)
@@ -174,12 +174,12 @@ class Packing:
             checksums=np.concatenate([part.checksums for part in parts]),
             shards=np.repeat(np.arange(len(parts), dtype=np.int32), [len(part.samples) for part in parts]),
             offsets=np.concatenate([part.offsets for part in parts]),
-            shard_names=tuple(map(_shard_name, range(len(parts)))),
+            shard_names=tuple(map(shard_name, range(len(parts)))),
         )
         left_out = chain(*(part.left_out for part in parts), left_out_last)
         named = [(self._images.name(sample), why) for sample, why in left_out]
         with self._storage.writing(INDEX) as file:
-            write_index(file, index, **self._recipe, left_out=_as_array(named))
+            write_index(file, index, **self._recipe, left_out=as_array(named))
         return Packed(index, named, was_there=False)
 
     def _read_complete(self) -> Packed | None:
@@ -194,12 +194,12 @@ class Packing:
                 f"{self.out} lacks {len(missing):,} shards of its index, such as {missing[0]}; restore them, or remove "
                 "what is there to pack it anew."
             )
-        return Packed(index, [(name, why) for name, why in _from_array(more["left_out"])], was_there=True)
+        return Packed(index, [(name, why) for name, why in from_array(more["left_out"])], was_there=True)
 
     def _read_parts(self) -> Iterator["_Part"]:
         """The parts of the shards that are whole, from the first on; refuses what would be lost."""
         number = 0
-        while {_part_name(number), _shard_name(number)} <= self._names:
+        while {_part_name(number), shard_name(number)} <= self._names:
             part, recipe = _Part.read(self._storage, _part_name(number))
             self._refuse_other(
                 recipe, "was interrupted", "end it with the command that began it, or remove what is there"
@@ -207,7 +207,7 @@ class Packing:
             yield part
             number += 1
         # The next shard may have come without its part, if that was the moment of interruption.
-        known = {_shard_name(number), *(f"{name.removesuffix('.npz')}.tar" for name in self._names)}
+        known = {shard_name(number), *(f"{name.removesuffix('.npz')}.tar" for name in self._names)}
         strays = sorted(name for name in self._names if name.endswith(".tar") and name not in known)
         if strays:
             raise UserError(
@@ -268,7 +268,7 @@ class _Part(NamedTuple):
         return cls(*(np.array(column, kind) for column, kind in zip(zip(*members), types)), stop, list(left_out))
 
     def write(self, file: IO[bytes], recipe: dict[str, np.ndarray]) -> None:
-        arrays = {**self._asdict(), "left_out": _as_array(self.left_out)}
+        arrays = {**self._asdict(), "left_out": as_array(self.left_out)}
         np.savez(file, **arrays, **recipe)
 
     @classmethod
@@ -278,7 +278,7 @@ class _Part(NamedTuple):
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as stored:
                 arrays = {field: stored[field] for field in stored.files}
-            left_out = [(sample, why) for sample, why in _from_array(arrays.pop("left_out"))]
+            left_out = [(sample, why) for sample, why in from_array(arrays.pop("left_out"))]
             recipe = {key: arrays.pop(key) for key in ("source", "options")}
             return cls(**{**arrays, "stop": int(arrays["stop"]), "left_out": left_out}), recipe
         except Exception as error:  # zipfile and numpy raise nearly anything on damaged data
@@ -313,10 +313,6 @@ def _readable(
                 left_out.append(found)
 
 
-def _shard_name(number: int) -> str:
-    return f"shard-{number:06d}.tar"
-
-
 def _part_name(number: int) -> str:
     return f"shard-{number:06d}.npz"
 
@@ -341,11 +337,3 @@ def _digest(index: Index) -> bytes:
     for array in (index.names.blob, index.names.ends, index.labels):
         digest.update(np.ascontiguousarray(array).data)
     return digest.digest()
-
-
-def _as_array(value: list) -> np.ndarray:
-    return np.frombuffer(json.dumps(value).encode(), np.uint8)
-
-
-def _from_array(array: np.ndarray) -> list:
-    return json.loads(array.tobytes())

@@ -2,13 +2,12 @@
 
 import hashlib
 import http.client
-import os
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from simsiam.data.cache import cache_root
+from simsiam.data.cache import cache_root, keep
 from simsiam.errors import UserError
 
 _TIMEOUT_SECONDS = 30.0  # torch.hub's download has none, and a cluster's firewall may answer nothing at all
@@ -53,20 +52,9 @@ def published_list(name: str) -> tuple[Path, bytes]:
             f"What {url} sends is not the published list for --subset {name}: its SHA-256 is {_sha256(fetched)}, not "
             f"{sha256}; {by_hand}."
         )
-    _keep(path, fetched)
+    keep(path, lambda draft: draft.write_bytes(fetched))
     return path, fetched
 
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _keep(path: Path, data: bytes) -> None:
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with suppress(OSError):  # a cache that cannot be written costs the next run a download, and this one nothing
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(data)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)

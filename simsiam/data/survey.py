@@ -63,8 +63,9 @@ class _Reading(Dataset):
         self.images, self.decoding = images, decoding
 
     def __getitem__(self, samples: np.ndarray) -> _Facts:
-        facts = _Facts(samples, *(np.zeros(s, t) for s, t in self._shapes(len(samples))), bad={})
-        facts.byte_lengths[:] = -1  # so a file that cannot be read now is read again next time
+        count = len(samples)
+        lengths = np.full(count, -1, np.int64)  # so a file that cannot be read now is read again next time
+        facts = _Facts(samples, lengths, np.zeros((count, 2), np.int32), np.zeros(count, np.uint32), bad={})
         for row, sample in enumerate(samples.tolist()):
             try:
                 data = self.images.read_bytes(sample)
@@ -75,7 +76,3 @@ class _Reading(Dataset):
             except BadImage as error:
                 facts.bad[sample] = str(error)
         return facts
-
-    @staticmethod
-    def _shapes(count: int) -> tuple[tuple[tuple[int, ...], type], ...]:
-        return ((count,), np.int64), ((count, 2), np.int32), ((count,), np.uint32)

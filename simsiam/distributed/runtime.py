@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from simsiam.distributed.threads import usable_cores
 from simsiam.errors import UserError
 
 T = TypeVar("T")
@@ -65,7 +66,7 @@ def running(device: str) -> Iterator[Runtime]:
         if runtime.device.type == "cuda":
             torch.cuda.set_device(runtime.device)
         else:
-            torch.set_num_threads(max(1, _cores() // local_world))
+            torch.set_num_threads(max(1, usable_cores() // local_world))
             _keep_freed_memory()
         if world > 1:
             cuda = runtime.device.type == "cuda"
@@ -106,7 +107,3 @@ def _keep_freed_memory() -> None:
         mallopt(m_mmap_threshold, 2**31 - 1)
         mallopt(m_trim_threshold, 2**31 - 1)
         mallopt(m_top_pad, 1 << 28)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

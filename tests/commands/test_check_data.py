@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from simsiam.commands import check_data
@@ -20,15 +19,6 @@ from simsiam.data.image_set import BadImage
 from simsiam.data.sources.folder import FolderImages
 from simsiam.data.sources.shapes import make_shapes
 from simsiam.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def surroundings(monkeypatch, tmp_path):
-    monkeypatch.setenv("SIMSIAM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("DATA", raising=False)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

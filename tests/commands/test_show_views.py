@@ -18,15 +18,6 @@ from simsiam.errors import UserError
 from simsiam.settings.tree import Pretrain, Views
 
 
-@pytest.fixture(autouse=True)
-def surroundings(monkeypatch, tmp_path):
-    monkeypatch.setenv("SIMSIAM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("DATA", raising=False)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     root = tmp_path_factory.mktemp("shapes") / "set"

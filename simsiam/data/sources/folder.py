@@ -1,8 +1,6 @@
 """Images on disk: one folder per class, or a folder of images without classes."""
 
-import errno
 import os
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -14,11 +12,10 @@ import numpy as np
 from simsiam.data.encoded import EncodedImages
 from simsiam.data.image_set import BadImage
 from simsiam.data.index import Index, Strings
+from simsiam.data.storage import patiently, reason
 from simsiam.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-_PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN}  # what a network file system says and then recovers
-_RETRY_SECONDS = (0.1, 1.0)
 _THREADS = 8  # class folders listed at a time: on a network file system each is a round trip or more
 
 
@@ -53,16 +50,11 @@ class FolderImages(EncodedImages):
         super().__init__(index.numbered_by(classes, str(self.root)), verify)
 
     def _stored(self, sample: int) -> bytes:
-        path = os.path.join(self.root, self.name(sample))
-        for pause in (*_RETRY_SECONDS, None):
-            try:
-                with open(path, "rb") as file:
-                    return file.read()
-            except OSError as error:
-                if pause is None or error.errno not in _PASSING:
-                    raise BadImage(error.strerror or str(error)) from error
-                time.sleep(pause)
-        raise AssertionError
+        path = self.root / self.name(sample)
+        try:
+            return patiently(path.read_bytes)
+        except OSError as error:
+            raise BadImage(reason(error)) from error
 
 
 class Scan(NamedTuple):

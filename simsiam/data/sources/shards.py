@@ -12,7 +12,11 @@ from simsiam.data.storage import open_storage, patiently, reason
 from simsiam.errors import UserError
 
 INDEX = "index.npz"
-FIRST_SHARD = "shard-000000.tar"
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard, from 0."""
+    return f"shard-{number:06d}.tar"
 
 
 class ShardImages(EncodedImages):
