@@ -57,13 +57,17 @@ def test_crops_and_views_are_those_of_torchvision(photographs: FolderImages) -> 
         assert ((views - expected) * augment.std).abs().mean() * 255 < 1
 
 
-def test_steps_from_the_middle_and_ranks_are_parts_of_the_whole(photographs: FolderImages) -> None:
+@pytest.mark.parametrize("world", [2, 4])
+def test_steps_from_the_middle_and_ranks_are_parts_of_the_whole(photographs: FolderImages, world: int) -> None:
     whole = load(photographs, SETTINGS, 0, 5)
     for ours, other in zip(load(photographs, SETTINGS, 2, 5), whole[2:], strict=True):
         assert torch.equal(ours.images, other.images)
-    ranks = [load(photographs, SETTINGS, 0, 5, rank, 2) for rank in range(2)]
-    for parts in zip(*ranks, whole, strict=True):
-        assert torch.equal(torch.cat([part.images for part in parts[:2]], 1), parts[2].images)
+        assert np.array_equal(ours.samples, other.samples)
+    ranks = [load(photographs, SETTINGS, 2, 5, rank, world) for rank in range(world)]
+    for *parts, other in zip(*ranks, whole[2:], strict=True):
+        assert torch.equal(torch.cat([part.images for part in parts], 1), other.images)
+        assert torch.equal(torch.cat([part.labels for part in parts]), other.labels)
+        assert np.array_equal(np.concatenate([part.samples for part in parts]), other.samples)
 
 
 def test_a_truncated_file_is_replaced_and_listed(photographs: FolderImages) -> None:

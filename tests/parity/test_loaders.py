@@ -96,6 +96,15 @@ def test_two_hundred_damaged_files_among_as_many_good_ones_end_no_run(
     assert np.isfinite(losses(tmp_path / "run")).all()
     assert "knn" in summary
 
+    linear = (
+        "--recipe", "lincls-quickstart", "--data", tmp_path / "data", "--pretrained", tmp_path / "run", "--epochs", 1,
+        "--batch-size", 16, "--loader", loader, "--workers", 1, "--hide-progress", "--out", tmp_path / "linear",
+    )  # fmt: skip
+    assert call("lincls.py", *linear) == 0
+    summary = json.loads((tmp_path / "linear/summary.json").read_text())
+    assert summary["val_images"] + summary["val_skipped"] == 20
+    assert 5 <= summary["val_skipped"] <= 6  # of the ten damaged ones, as above
+
 
 @pytest.mark.parametrize("loader", ["torchvision", "dali"])
 def test_a_run_that_stops_anywhere_goes_on_with_the_same_samples(

@@ -49,7 +49,16 @@ def kill_after(checkpoint: Path, arguments: tuple) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("--optim.name", "lars", "--accumulate", 2)], ids=["sgd", "lars, accumulated"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("--optim.name", "lars", "--accumulate", 2),
+        ("--data", "shapes", "--loader", "torchvision", "--workers", 1),
+        ("--data", "shapes", "--loader", "dali", "--workers", 1),
+    ],
+    ids=["sgd", "lars, accumulated", "torchvision", "dali"],
+)
 def test_a_killed_run_resumes_bit_equal(launch, tmp_path: Path, more: tuple) -> None:
     launch("pretrain.py", *SMALL, *more, "--out", tmp_path / "straight")
     arguments = (*SMALL, *more, "--out", tmp_path / "killed")
