@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from simsiam.commands.report import counted, say, say_first
+from simsiam.commands.say import counted, say, say_first
 from simsiam.distributed.threads import usable_cores
 from simsiam.errors import UserError
 
