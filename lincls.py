@@ -2,7 +2,8 @@
 
     torchrun --nproc_per_node=8 lincls.py --data IMAGENET --pretrained runs/imagenet-r50-100ep     the official protocol
     python lincls.py --recipe lincls-cifar10 --pretrained runs/cifar10-r18
-    python lincls.py -c runs/lincls-cifar10/config.yaml --evaluate                                  validate again
+    python lincls.py --recipe lincls-cifar10 --pretrained runs/cifar10-r18 --sweep lr=3,10,30,100   many heads, one pass
+    python lincls.py -c runs/lincls-cifar10/config.yaml --evaluate-only                             validate again
     python lincls.py --help
 
 --pretrained takes a run folder, an encoder file, an official checkpoint, a torchvision or timm file, or `random`.
@@ -13,140 +14,144 @@ from typing import TYPE_CHECKING
 
 from simsiam.errors import UserError, ends_with_a_sentence
 from simsiam.settings.parse import parse
+from simsiam.settings.sweep import cell_name, sweep_cells
 from simsiam.settings.tree import Linear
 
 if TYPE_CHECKING:
+    from simsiam.data.image_set import ImageSet
     from simsiam.distributed.runtime import Runtime
+    from simsiam.evaluation.accuracy import Accuracy
     from simsiam.run.folder import RunFolder
 
 
 @ends_with_a_sentence
 def main() -> None:
     settings = parse(Linear, recipe="lincls-imagenet", prog="lincls.py")
+    cells = sweep_cells(settings.sweep, ("lr",))
     from simsiam.distributed.runtime import running
     from simsiam.run.folder import RunFolder
 
     folder = RunFolder(settings.out)
-    with running(settings.device) as runtime, nullcontext() if settings.evaluate else folder.opened(settings, runtime):
-        lincls(settings, runtime, folder)
+    opened = (lambda *_: nullcontext()) if settings.evaluate_only else folder.opened
+    with running(settings.device) as runtime, opened(settings, runtime):
+        lincls(settings, cells, runtime, folder)
 
 
-def lincls(settings: Linear, runtime: "Runtime", folder: "RunFolder") -> None:
+def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", folder: "RunFolder") -> None:
     import torch
 
     from simsiam.checkpoint.manager import Checkpoints
     from simsiam.data.augment import Augment
-    from simsiam.data.loaders import choose_centres, choose_images, make_loader
-    from simsiam.data.open import open_images
+    from simsiam.data.loaders import choose_centres, make_loader
     from simsiam.data.plan import make_plan
-    from simsiam.evaluation.accuracy import Accuracy, evaluate_classifier
-    from simsiam.evaluation.linear import LinearProbe, write_classifier
-    from simsiam.export.read import load_encoder
+    from simsiam.evaluation.accuracy import evaluate_classifiers
+    from simsiam.evaluation.classifier import about_views, write_classifier
+    from simsiam.evaluation.confusion import write_confusion
+    from simsiam.evaluation.labelled_sets import open_labelled
+    from simsiam.evaluation.linear import LinearProbe
+    from simsiam.evaluation.pretrained import Subject, pretrained_encoder
+    from simsiam.evaluation.sweep_table import SweepRow, choose, write_sweep
     from simsiam.export.write import encoder_hash
-    from simsiam.models.encoders import build_encoder
     from simsiam.run.journal import Journal
     from simsiam.settings.derive import derive
     from simsiam.training.build import build_state
-    from simsiam.training.clock import Clock, due
-    from simsiam.training.finite import FiniteGuard
-    from simsiam.training.step import train_step
+    from simsiam.training.fit import fit
 
     # Encoder: before the data, so that a mistake in its name costs no decoding.
     torch.manual_seed(settings.seed)
-    if not settings.pretrained:
-        raise UserError("No encoder is given: set --pretrained to a run folder, an encoder file, or random")
-    if settings.pretrained == "random":
-        encoder = build_encoder(settings.encoder)
-    else:
-        encoder = load_encoder(settings.pretrained, name=settings.encoder or None)
+    encoder = pretrained_encoder(settings)
 
     # Data: one augmented crop to train on, the centre crop to validate on.
-    images, loader_is = choose_images(open_images(settings, "train", runtime), settings, runtime.is_main)
-    val, _ = choose_images(open_images(settings, "val", runtime, images.classes), settings, runtime.is_main)
-    if not images.classes or (images.labels < 0).any():
-        raise UserError(f"{settings.data} has images without a label; linear classification needs train/CLASS/ folders")
-    numbers = derive(settings, runtime.world_size, len(images))
-    plan = make_plan(images, numbers.global_batch, settings, runtime.rank, runtime.world_size)
-    loader = make_loader(images, plan, settings, 1, runtime.device)
+    sets = open_labelled(settings, runtime)
+    classes = sets.whole.classes
+    numbers = derive(settings, runtime.world_size, len(sets.train))
+    plan = make_plan(sets.train, numbers.global_batch, settings, runtime.rank, runtime.world_size)
+    loader = make_loader(sets.train, plan, settings, 1, runtime.device)
     augment = Augment(settings.views, settings.seed).to(runtime.device)
-
-    # Classifier, drawn alike whatever the encoder's loading drew, and what an earlier run left of it.
-    torch.manual_seed(settings.seed)
-    probe = LinearProbe(encoder, len(images.classes))
-    state = build_state(probe, settings, numbers, runtime)
-    fingerprint = encoder_hash(probe.encoder)
-    checkpoints = Checkpoints(folder.checkpoints, settings.checkpoint.keep, runtime)
-    found = checkpoints.find("auto" if settings.evaluate else settings.resume)
-    if found is not None:
-        checkpoints.load(found, state)
-    if settings.evaluate and found is None:
-        raise UserError(f"--evaluate found no classifier in {folder.path}; give the --out of a lincls.py run")
-    if encoder_hash(probe.encoder) != fingerprint:
-        raise UserError(
-            f"{folder.path} holds a classifier of another encoder than {settings.pretrained}; give another --out"
-        )
-
     centres = choose_centres(settings, runtime.device)
 
-    def validate() -> Accuracy:
+    # Classifiers, drawn alike whatever the encoder's loading drew, and what an earlier run left of them.
+    subject = Subject.of(encoder, classes)
+    subject.check(folder.path, settings, runtime)
+    torch.manual_seed(settings.seed)
+    names = [cell_name(cell) for cell in cells] or ["head"]
+    probe = LinearProbe(encoder, len(classes), names, settings.batchnorm)
+    rates = {name: numbers.at_batch(cell["lr"]) for name, cell in zip(names, cells)}
+    state = build_state(probe, settings, numbers, runtime, rates)
+    checkpoints = Checkpoints(folder.checkpoints, settings.checkpoint.keep, runtime)
+    found = checkpoints.find("auto" if settings.evaluate_only else settings.resume)
+    if found is not None:
+        checkpoints.load(found, state)
+
+    def accuracies(images: "ImageSet") -> "list[Accuracy]":
         probe.eval()
-        show = not settings.hide_progress
-        accuracy = evaluate_classifier(
-            probe.logits, val, settings.views, runtime, state.precision, centres=centres, show_progress=show
-        )
+        answers = evaluate_classifiers(
+            probe.logits, images, settings.views, runtime, state.precision,
+            heads=len(names), centres=centres, show_progress=not settings.hide_progress,
+        )  # fmt: skip
         probe.train()
-        return accuracy
+        return answers
 
-    if settings.evaluate:
-        answer = validate()
-        if runtime.is_main:
-            print(f"{found}: {answer}")
+    if settings.evaluate_only:
+        if found is None:
+            raise UserError(f"--evaluate-only found no classifier in {folder.path}; give the --out of a lincls.py run")
+        for name, answer in zip(names, accuracies(sets.val)):
+            if runtime.is_main:
+                print(f"{found}: {f'{name}: ' if cells else ''}{answer}")
         return
-
     if folder.has_ended(state.step, numbers.stop_step, runtime):
         return
 
     facts = {
-        "encoder": f"{settings.pretrained} ({probe.encoder.encoder_name}), frozen",
-        "data": f"{settings.data}, {len(images.classes)} classes, {len(images):,} images, {len(val):,} to validate on",
-        "loader": loader_is,
+        "encoder": f"{settings.pretrained} ({encoder.encoder_name}), frozen",
+        "data": f"{settings.data}, {len(classes)} classes, {len(sets.train):,} images, {len(sets.val):,} to validate on"
+        + (f", {len(sets.held_out):,} held out" if sets.held_out is not None else ""),
+        "loader": sets.loader_is,
         "resumed": str(found or "no, from step 0"),
     }
     journal = Journal(folder, settings, numbers, runtime, state, facts)
-    clock, guard, spe = Clock(numbers.global_batch), FiniteGuard(runtime.device), numbers.steps_per_epoch
-
-    clock.restart()
-    for micro_batches in clock.timed(loader.steps(state.step, numbers.stop_step)):
-        inputs = ((augment(c.images, c.samples, c.epoch), c.labels.to(runtime.device)) for c in micro_batches)
-        result = train_step(state, inputs)
-        guard.watch(state.step, result.finite)
-        journal.stepped(micro_batches, images)
-        step, last = state.step, state.step == numbers.stop_step
-
-        logs, validates = (last or due(step, every) for every in (settings.log_every, settings.val_every * spe))
-        saves = last or due(step, settings.checkpoint.every_steps) or due(step, settings.checkpoint.every_epochs * spe)
-        if logs or validates or saves:
-            journal.stop_unless_finite(guard, checkpoints.newest)
-        if logs:
-            journal.log(state, result, clock, {})
-        if validates:
-            answer = validate()
-            journal.answer(step, top1=answer.top1, top5=answer.top5)
-            journal.summary.update({"val_images": answer.images, "val_skipped": answer.skipped})
-            if runtime.is_main and journal.is_best("top1"):
-                write_classifier(probe.head, images.classes, folder.path / "linear_best.safetensors")
-            clock.restart()
-        if saves:
-            checkpoints.save(state)
-            clock.restart()
-
-    if encoder_hash(probe.encoder) != fingerprint:
-        raise RuntimeError("the frozen encoder changed during linear classification")
-    journal.say(f"encoder unchanged: sha256 {fingerprint[:16]} before and after")
-    journal.summary["encoder_sha256"] = fingerprint
+    about = {
+        "encoder": encoder.encoder_name,
+        "encoder_sha256": subject.encoder_sha256,
+        "pretrained": settings.pretrained,
+        **about_views(settings.views),
+    }
     if runtime.is_main:
-        write_classifier(probe.head, images.classes, folder.path / "linear.safetensors")
-    journal.finish()
+        subject.write(folder.path)
+    answers: list[Accuracy] = []
+
+    def validate() -> None:
+        answers[:] = accuracies(sets.held_out if cells else sets.val)
+        if cells:
+            journal.answer(state.step, **{f"held_out/{name}": a.top1 for name, a in zip(names, answers)})
+            return
+        journal.answer(state.step, top1=answers[0].top1, top5=answers[0].top5)
+        if runtime.is_main and journal.is_best("top1"):
+            write_classifier(probe.classifier(), classes, folder.path / "classifier_best.safetensors", about)
+
+    fit(
+        state, loader, lambda c: (augment(c.images, c.samples, c.epoch), c.labels.to(runtime.device)), validate,
+        images=sets.train, journal=journal, checkpoints=checkpoints, settings=settings, numbers=numbers,
+    )  # fmt: skip
+
+    # A sweep takes the best head on held-out training images; only then do the validation images come in.
+    chosen = 0
+    if cells:
+        held_out, answers = answers, accuracies(sets.val)
+        rows = [SweepRow(cell, held.top1, val) for cell, held, val in zip(cells, held_out, answers)]
+        chosen = choose(rows)
+        journal.summary["chosen"] = names[chosen]
+        journal.answer(state.step, top1=answers[chosen].top1, top5=answers[chosen].top5)
+        if runtime.is_main:
+            journal.say(write_sweep(rows, chosen, folder.path))
+    if encoder_hash(probe.encoder) != subject.encoder_sha256:
+        raise RuntimeError("the frozen encoder changed during linear classification")
+    journal.say(f"encoder unchanged: sha256 {subject.encoder_sha256[:16]} before and after")
+    final = answers[chosen]
+    if runtime.is_main:
+        write_classifier(probe.classifier(chosen), classes, folder.path / "classifier.safetensors", about)
+        write_confusion(final.confusion, classes, folder.path)
+    journal.finish(encoder_sha256=subject.encoder_sha256, val_images=final.images, val_skipped=final.skipped)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def test_a_run_folder_and_its_encoder_file_are_the_same_encoder_and_give_the_sam
         assert call("lincls.py", *PROBE, "--pretrained", given, "--out", tmp_path / name) == 0
         assert figures(tmp_path / name)["encoder_sha256"] == encoder_hash(load_encoder(pretrained))
         assert (tmp_path / name / "completed").exists()
-    a, b = (load_file(tmp_path / name / "linear.safetensors") for name in runs)
+    a, b = (load_file(tmp_path / name / "classifier.safetensors") for name in runs)
     assert torch.equal(a["weight"], b["weight"])
     assert figures(tmp_path / "folder")["top1"] == figures(tmp_path / "file")["top1"]
 
@@ -68,7 +68,7 @@ def test_a_run_stopped_inside_an_epoch_by_max_steps_ends_as_a_straight_one(
     assert call("lincls.py", *given, "--out", tmp_path / "stopped") == 0
     assert losses(tmp_path / "straight") == losses(tmp_path / "stopped")
     assert [step for step, _ in losses(tmp_path / "stopped")] == list(range(1, STEPS + 1))
-    straight, stopped = (load_file(tmp_path / name / "linear.safetensors") for name in ("straight", "stopped"))
+    straight, stopped = (load_file(tmp_path / name / "classifier.safetensors") for name in ("straight", "stopped"))
     assert [key for key in straight if not torch.equal(straight[key], stopped[key])] == []
     assert figures(tmp_path / "straight")["top1"] == figures(tmp_path / "stopped")["top1"]
 

@@ -51,6 +51,25 @@ def evenly_spaced(images: ImageSet, count: int) -> ImageSet:
     return take(images, np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64)))
 
 
+def hold_out(images: ImageSet, count: int) -> tuple[ImageSet, ImageSet]:
+    """The other images, and about `count` that are kept apart: equally many of each class, one at least.
+
+    Which they are is a function of their names alone (see `balanced`).
+
+    Raises:
+        UserError: a class with a single image, which could be in one part only.
+    """
+    held = balanced(images, count / len(images))
+    rest = np.setdiff1d(np.arange(len(images)), held)
+    missing = np.setdiff1d(images.labels[held], images.labels[rest])
+    if len(missing):
+        raise UserError(
+            f"Class {images.classes[missing[0]]} has too few training images to hold some out and train on others; "
+            "take a larger --subset, a smaller --held-out, or no --sweep"
+        )
+    return take(images, rest), take(images, held)
+
+
 def choose(images: ImageSet, subset: str) -> ImageSet:
     """The part of a training set that `--subset` names, in the order of sample ids, with the same classes.
 

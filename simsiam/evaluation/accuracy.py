@@ -1,7 +1,7 @@
-"""Top-1 and top-5 of a classifier over a set, every image counted once on any number of ranks."""
+"""Top-1, top-5 and confusion of classifiers over a set, every image counted once on any number of ranks."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,38 +17,81 @@ from simsiam.settings.tree import Views
 from simsiam.training.precision import Precision
 
 
-class Accuracy(NamedTuple):
-    """Percent correct in the first and in the first five answers, images counted, images that were unreadable."""
+@dataclass(frozen=True)
+class Accuracy:
+    """Percent correct in the first and in the first five answers, images counted, images that were unreadable.
+
+    Attributes:
+        confusion: int64 (C, C) on the CPU: images of class i that were called j.
+    """
 
     top1: float
     top5: float
     images: int
     skipped: int
+    confusion: Tensor | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         left_out = f", {self.skipped} unreadable left out" if self.skipped else ""
         return f"top-1 {self.top1:.2f}%, top-5 {self.top5:.2f}% of {self.images:,} images{left_out}"
 
 
+class Tally:
+    """Counts the answers of K classifiers, batch by batch, on this rank.
+
+    Args:
+        classes: C; the counts take 8 K C^2 bytes.
+
+    Attributes:
+        skipped: images without an answer because they could not be read.
+    """
+
+    def __init__(self, heads: int, classes: int, device: torch.device) -> None:
+        self._confusion = torch.zeros(heads, classes * classes, dtype=torch.int64, device=device)
+        self._top5 = torch.zeros(heads, dtype=torch.int64, device=device)
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self._classes = classes
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Counts logits (K, N, C) with labels int64 (N,)."""
+        ranked = logits.topk(min(5, self._classes), dim=2).indices
+        pairs = labels * self._classes + ranked[:, :, 0]
+        self._confusion.scatter_add_(1, pairs, torch.ones_like(pairs))
+        self._top5 += (ranked == labels.view(1, -1, 1)).sum((1, 2))
+
+    def over_ranks(self) -> list[Accuracy]:
+        """Each classifier's accuracy over the images of all ranks; the same on each, and every rank must call it."""
+        confusion = sum_over_ranks(self._confusion).view(-1, self._classes, self._classes).cpu()
+        top5, skipped = sum_over_ranks(self._top5).tolist(), int(sum_over_ranks(self.skipped))
+        found = []
+        for table, in_five in zip(confusion, top5, strict=True):
+            images, right = int(table.sum()), int(table.diagonal().sum())
+            percent = 100 / max(images, 1)
+            found.append(Accuracy(percent * right, percent * in_five, images, skipped, table))
+        return found
+
+
 @torch.no_grad()
-def evaluate_classifier(
+def evaluate_classifiers(
     logits: Callable[[Tensor], Tensor],
     images: ImageSet,
     views: Views,
     runtime: Runtime,
     precision: Precision,
     *,
+    heads: int = 1,
     batch: int = 256,
     centres: CentreBatches = centre_batches,
     show_progress: bool = False,
-) -> Accuracy:
-    """Accuracy of `logits` (images (N, 3, S, S) -> (N, C)) on centre crops; the same numbers on every rank.
+) -> list[Accuracy]:
+    """Accuracy of K = `heads` classifiers on centre crops, the same on every rank.
 
+    `logits` turns images (N, 3, S, S) into (K, N, C), where C is the number of `images.classes`.
     Rank r of W takes images r, r + W, ...: no sampler pads, so no image counts twice. Every rank must call it.
     """
     mine = np.flatnonzero(images.labels >= 0)[runtime.rank :: runtime.world_size]
     augment = Augment(views, 0).to(runtime.device)
-    counts = torch.zeros(4, dtype=torch.float64, device=runtime.device)
+    tally = Tally(heads, len(images.classes), runtime.device)
     disable = None if show_progress and runtime.is_main else True
     with tqdm(total=len(mine), desc="validating", unit=" images", leave=False, disable=disable) as bar:
         for part in centres(images, mine, views, batch):
@@ -56,12 +99,7 @@ def evaluate_classifier(
                 pixels = part.images.to(runtime.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
                 with precision.autocast():
                     answers = logits(augment.normalise(pixels)).float()
-                ranked = answers.topk(min(5, answers.shape[1]), dim=1).indices
-                hits = ranked == part.labels.to(runtime.device).unsqueeze(1)
-                counts[0] += hits[:, 0].sum()
-                counts[1] += hits.sum()
-                counts[2] += len(hits)
-            counts[3] += len(part.skipped)
+                tally.add(answers, part.labels.to(runtime.device))
+            tally.skipped += len(part.skipped)
             bar.update(len(part.labels) + len(part.skipped))
-    top1, top5, total, skipped = sum_over_ranks(counts).tolist()
-    return Accuracy(100 * top1 / max(total, 1), 100 * top5 / max(total, 1), int(total), int(skipped))
+    return tally.over_ranks()

@@ -1,5 +1,8 @@
 """Named parameter groups -> SGD or LARS, with every group's schedule."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import torch
 from timm.optim import Lars
 from torch import nn
@@ -9,14 +12,20 @@ from simsiam.settings.tree import Optim
 
 
 def build_optimizer(
-    groups: dict[str, list[nn.Parameter]], optim: Optim, peak_lr: float, epochs: int, steps_per_epoch: int
+    groups: dict[str, list[nn.Parameter]],
+    optim: Optim,
+    peak_lr: float,
+    epochs: int,
+    steps_per_epoch: int,
+    rates: Mapping[str, float] | None = None,
 ) -> tuple[torch.optim.Optimizer, list[Schedule]]:
     """The optimiser and the schedule of each of its parameter groups, in order.
 
+    `peak_lr` is the peak of all groups but those that `rates` names with one of their own.
     Momentum buffers exist from the start, as zeros: the first update is the same to the bit, and a checkpoint has the
     same tensors at every step.
     """
-    cosine = Schedule(
+    moving = Schedule(
         peak_lr, epochs, steps_per_epoch, optim.schedule, optim.per == "epoch", optim.warmup_epochs, optim.milestones,
         optim.decay,
     )  # fmt: skip
@@ -24,12 +33,13 @@ def build_optimizer(
     param_groups, schedules = [], []
     for name, parameters in groups.items():
         held = name == "predictor" and optim.predictor_lr == "constant"
+        schedule = replace(constant if held else moving, peak=(rates or {}).get(name, peak_lr))
         for suffix, members, plain in _by_dimension(parameters, optim.exclude_1d):
             group = {"params": members, "name": name + suffix, "weight_decay": 0.0 if plain else optim.weight_decay}
             if optim.name == "lars":
                 group["always_adapt"] = not plain
             param_groups.append(group)
-            schedules.append(constant if held else cosine)
+            schedules.append(schedule)
     common = {"lr": peak_lr, "momentum": optim.momentum}
     if optim.name == "lars":
         # Without always_adapt timm's LARS is plain SGD wherever weight decay is 0, as in the linear protocol.

@@ -27,6 +27,10 @@ class Numbers:
     stop_step: int
     peak_lr: float
 
+    def at_batch(self, base_lr: float) -> float:
+        """What the optimiser sees of a base rate, which is for 256 images a step (the linear scaling rule)."""
+        return base_lr * self.global_batch / 256
+
 
 def derive(settings: Run, world_size: int, num_images: int) -> Numbers:
     """The run's numbers. Raises UserError where they do not work out."""

@@ -16,6 +16,8 @@ from simsiam.settings.tree import Run
 
 S = TypeVar("S", bound=Run)
 
+_OTHER_NAMES = {"--method": "--method.name", "--evaluate": "--evaluate_only"}
+
 
 def recipe_names() -> list[str]:
     """Names of the recipes inside the package."""
@@ -104,8 +106,7 @@ def _words(argv: list[str], keys: dict[str, Any]) -> list[str]:
             continue
         key, equals, value = word.partition("=")
         key = key.replace("-", "_").replace("__", "--", 1)
-        if key == "--method":
-            key = "--method.name"
+        key = _OTHER_NAMES.get(key, key)
         following = argv[position + 1] if position + 1 < len(argv) else "--"
         if key in switches and not equals and following.lower() not in ("true", "false"):
             equals, value = "=", "true"

@@ -48,6 +48,8 @@ class Optim:
     """sgd, or timm's LARS with adaptation always on (from batch 1024 up, and for linear classification)."""
     lr: float = 0.05
     """Base learning rate, for 256 images a step; the optimiser gets lr x batch_size / 256."""
+    head_lr: float = 0.0
+    """semisup.py: base rate of the classifier, where the encoder has `lr`; 0 takes `lr` for both."""
     momentum: float = 0.9
     """Momentum of SGD and LARS, without dampening or Nesterov."""
     weight_decay: float = 1e-4
@@ -189,14 +191,39 @@ class Pretrain(Run):
 
 
 @dataclass(frozen=True)
-class Linear(Run):
-    """Settings of lincls.py. `views` describes the training crops; batch-norm is frozen."""
+class Classify(Run):
+    """What lincls.py and semisup.py share. `views` describes the training crops."""
 
     pretrained: str = ""
     """Encoder to measure: run folder, encoder file or official checkpoint; `random` takes random weights."""
     encoder: str = ""
     """Name of the encoder where the file does not say it."""
-    evaluate: bool = False
+    evaluate_only: bool = False
     """Only validate the classifier of the run folder."""
     val_every: int = 1
     """Epochs between validations."""
+    sweep: str = ""
+    """Rates to choose from in one job: `lr=1,3,10`, in semisup.py also `lr=0.01,0.1 head_lr=0.1,1`. The best on
+    held-out training images is taken; validation images have no say."""
+    held_out: int = 0
+    """Training images that are kept out of training for a sweep to choose on, equally many of each class; 0 is none, or
+    in a sweep a fifth, at most 10000."""
+
+
+@dataclass(frozen=True)
+class Linear(Classify):
+    """Settings of lincls.py. The encoder is frozen, its batch-norm in evaluation mode."""
+
+    batchnorm: bool = False
+    """A batch-norm without scale and shift before the classifier: rates then carry over between encoders."""
+    cache_features: bool = False
+    """Features of centre crops, computed once into the run folder (float16), in place of augmented crops: a variant of
+    the protocol, in minutes."""
+
+
+@dataclass(frozen=True)
+class FineTune(Classify):
+    """Settings of semisup.py. The whole network trains: the encoder at `optim.lr`, the head at `optim.head_lr`."""
+
+    batchnorm: Literal["synced", "per_rank"] = "synced"
+    """Statistics of batch-norm over the images of all ranks, or of each rank."""

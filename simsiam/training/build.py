@@ -1,6 +1,7 @@
 """A module and its settings -> the state that training moves: device, layout, data parallelism, optimiser."""
 
 import inspect
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -26,11 +27,20 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def build_state(module: nn.Module, settings: Run, numbers: Numbers, runtime: Runtime) -> TrainState:
-    """The state at step 0. `module` has `parameter_groups()` and `after_step()`, and returns an object with `loss`."""
+def build_state(
+    module: nn.Module,
+    settings: Run,
+    numbers: Numbers,
+    runtime: Runtime,
+    rates: Mapping[str, float] | None = None,
+) -> TrainState:
+    """The state at step 0. `module` has `parameter_groups()` and `after_step()`, and returns an object with `loss`.
+
+    `rates` gives a parameter group another peak learning rate than `numbers.peak_lr`.
+    """
     module.to(runtime.device, memory_format=torch.channels_last).train()
     optimizer, schedules = build_optimizer(
-        module.parameter_groups(), settings.optim, numbers.peak_lr, settings.epochs, numbers.steps_per_epoch
+        module.parameter_groups(), settings.optim, numbers.peak_lr, settings.epochs, numbers.steps_per_epoch, rates
     )
     model = module
     if runtime.world_size > 1:

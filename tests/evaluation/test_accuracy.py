@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from simsiam.data.image_set import BadImage
 from simsiam.distributed.runtime import Runtime
-from simsiam.evaluation.accuracy import Accuracy, evaluate_classifier
+from simsiam.evaluation.accuracy import Accuracy, evaluate_classifiers
 from simsiam.settings.tree import Views
 from simsiam.training.precision import Precision
 from tests.ranks import run_ranks
@@ -44,7 +44,8 @@ def logits(x: torch.Tensor) -> torch.Tensor:
 def evaluate(images: Shades, batch: int) -> Accuracy:
     runtime = Runtime(dist.get_rank(), dist.get_world_size(), 0, torch.device("cpu"))
     views = Views(size=4, resize=4, mean=(0, 0, 0), std=(1, 1, 1))
-    return evaluate_classifier(logits, images, views, runtime, Precision("fp32", runtime.device), batch=batch)
+    precision = Precision("fp32", runtime.device)
+    return evaluate_classifiers(lambda x: logits(x)[None], images, views, runtime, precision, batch=batch)[0]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])

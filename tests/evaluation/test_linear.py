@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from simsiam.distributed.runtime import Runtime
-from simsiam.evaluation.linear import LinearProbe, write_classifier
+from simsiam.evaluation.classifier import write_classifier
+from simsiam.evaluation.linear import LinearProbe
 from simsiam.export.write import encoder_hash, write_encoder
 from simsiam.models.encoders import build_encoder
 from simsiam.settings.derive import derive
@@ -44,11 +45,11 @@ def test_exactly_two_tensors_train_and_no_bit_of_the_encoder_changes(name: str) 
     for _ in range(3):
         train_step(state, [batch()])
     moved = [key for key, tensor in module.state_dict().items() if not torch.equal(before[key], tensor)]
-    assert moved == ["head.weight", "head.bias"]
+    assert moved == ["heads.0.weight", "heads.0.bias"]
     assert encoder_hash(module.encoder) == fingerprint
-    assert [key for key, p in module.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
+    assert [key for key, p in module.named_parameters() if p.requires_grad] == ["heads.0.weight", "heads.0.bias"]
     assert [key for key in state.tensors() if key.startswith("optimizer")] == [
-        "optimizer.head.weight.momentum_buffer", "optimizer.head.bias.momentum_buffer",
+        "optimizer.heads.0.weight.momentum_buffer", "optimizer.heads.0.bias.momentum_buffer",
     ]  # fmt: skip
 
 
@@ -72,11 +73,11 @@ def test_loss_and_gradient_are_those_of_a_linear_layer_on_features() -> None:
     output.loss.backward()
     features = module.encoder.eval()(images)
     head = nn.Linear(64, 4)
-    head.load_state_dict(module.head.state_dict())
+    head.load_state_dict(module.heads[0].state_dict())
     expected = F.cross_entropy(head(features), labels)
     expected.backward()
     torch.testing.assert_close(output.loss, expected)
-    torch.testing.assert_close(module.head.weight.grad, head.weight.grad)
+    torch.testing.assert_close(module.heads[0].weight.grad, head.weight.grad)
     torch.testing.assert_close(module(images.unsqueeze(0), labels).loss, expected)  # as the loader gives one view
     assert not output.logits.requires_grad
 
@@ -85,20 +86,20 @@ def test_the_classifier_starts_as_the_official_one() -> None:
     torch.manual_seed(0)
     encoder = nn.Identity()
     encoder.feature_dim = 2048
-    head = LinearProbe(encoder, 100).head
+    head = LinearProbe(encoder, 100).heads[0]
     assert head.weight.std().item() == pytest.approx(0.01, rel=0.01)
     assert head.weight.mean().item() == pytest.approx(0, abs=1e-4)
     assert not head.bias.any()
 
 
 def test_a_classifier_file_holds_the_layer_and_the_class_names(tmp_path: Path) -> None:
-    head = probe().head
-    write_classifier(head, ("cat", "dog", "ü", "x"), tmp_path / "linear.safetensors")
-    with safetensors.safe_open(tmp_path / "linear.safetensors", "pt") as file:
+    head = probe().heads[0]
+    write_classifier(head, ("cat", "dog", "ü", "x"), tmp_path / "classifier.safetensors", {"encoder": "resnet8"})
+    with safetensors.safe_open(tmp_path / "classifier.safetensors", "pt") as file:
         assert torch.equal(file.get_tensor("weight"), head.weight)
         assert torch.equal(file.get_tensor("bias"), head.bias)
         assert json.loads(file.metadata()["classes"]) == ["cat", "dog", "ü", "x"]
-    assert [path.name for path in tmp_path.iterdir()] == ["linear.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["classifier.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,7 @@ def test_it_resumes_to_the_bit_and_evaluate_repeats_the_last_figure(
     capsys.readouterr()
     assert command(*given, "--out", tmp_path / "twice") == 0
     assert f"from {steps - 2} to {steps}" in capsys.readouterr().out
-    straight, twice = (load_file(tmp_path / name / "linear.safetensors") for name in ("straight", "twice"))
+    straight, twice = (load_file(tmp_path / name / "classifier.safetensors") for name in ("straight", "twice"))
     assert all(torch.equal(straight[key], twice[key]) for key in ("weight", "bias"))
     assert losses(tmp_path / "straight") == losses(tmp_path / "twice")
     assert len(losses(tmp_path / "twice")) == steps
@@ -160,7 +161,7 @@ def test_the_best_classifier_is_kept_beside_the_last(command: Command, encoder_f
     assert len(top1) == 2  # on the machine this was written on the second is the worse
     assert figures(tmp_path)["top1_best"] == pytest.approx(max(top1))
     assert figures(tmp_path)["top1"] == pytest.approx(top1[-1], abs=1e-5)
-    last, best = (load_file(tmp_path / f"{name}.safetensors")["weight"] for name in ("linear", "linear_best"))
+    last, best = (load_file(tmp_path / f"{name}.safetensors")["weight"] for name in ("classifier", "classifier_best"))
     assert torch.equal(last, best) is (top1[-1] == max(top1))
 
 
@@ -171,7 +172,7 @@ def test_the_best_classifier_is_kept_beside_the_last(command: Command, encoder_f
         (("--pretrained", ""), "--pretrained"),  # the flag forgotten
         (("--pretrained", "README.md"), "no PyTorch file"),
         (("--pretrained", "random"), "encoder"),
-        (("--evaluate",), "--evaluate found no classifier"),
+        (("--evaluate",), "--evaluate-only found no classifier"),
         (("--encoder", "resnet20"), "does not fit the encoder resnet20"),
     ],
 )

@@ -1,0 +1,58 @@
+"""The semi-supervised protocol: a pretrained encoder and a new classifier, trained together on few labels."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from simsiam.distributed.collectives import mean_over_ranks, world_size
+from simsiam.evaluation.linear import new_head
+from simsiam.models.batchnorm import per_view_batchnorm
+
+
+class FineTuneOutput(NamedTuple):
+    """loss: float32 scalar; logits: (N, C), detached."""
+
+    loss: Tensor
+    logits: Tensor
+
+
+class FineTuned(nn.Module):
+    """An encoder, all of it trained, and a classifier.
+
+    Args:
+        synced: batch-norm statistics over the images of all ranks; else of each rank's own, and only the running ones,
+            which evaluation uses, are averaged.
+    """
+
+    def __init__(self, encoder: nn.Module, num_classes: int, *, synced: bool = True) -> None:
+        super().__init__()
+        self.encoder = encoder.requires_grad_(True)
+        self.head = new_head(encoder.feature_dim, num_classes)
+        self._synced = synced
+        if synced:
+            per_view_batchnorm(self.encoder, views=1)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, C)."""
+        return self.head(self.encoder(images))
+
+    def forward(self, images: Tensor, labels: Tensor) -> FineTuneOutput:
+        """Cross-entropy of images (N, 3, H, W), or of one view (1, N, 3, H, W), with labels int64 (N,)."""
+        logits = self.logits(images.flatten(0, -4))
+        return FineTuneOutput(F.cross_entropy(logits.float(), labels), logits.detach())
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Encoder and head, which have rates of their own."""
+        return {"encoder": list(self.encoder.parameters()), "head": list(self.head.parameters())}
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Running statistics that each rank gathered alone become their mean, the same everywhere."""
+        if self._synced or world_size() == 1:
+            return
+        running = [t for name, t in self.encoder.named_buffers() if name.endswith(("running_mean", "running_var"))]
+        mean = mean_over_ranks(torch.cat(running))
+        for statistic, of_all in zip(running, mean.split([len(t) for t in running]), strict=True):
+            statistic.copy_(of_all)

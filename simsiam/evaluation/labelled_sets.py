@@ -1,0 +1,46 @@
+"""What lincls.py and semisup.py train on, choose on and validate on."""
+
+from typing import NamedTuple
+
+from simsiam.data.image_set import ImageSet
+from simsiam.data.loaders import choose_images
+from simsiam.data.open import open_images
+from simsiam.data.subsets import hold_out
+from simsiam.distributed.runtime import Runtime
+from simsiam.errors import UserError
+from simsiam.settings.tree import Classify
+
+_MOST_HELD_OUT = 10_000  # BYOL chooses its rates on 10,009 of ImageNet's training images (appendix C.1)
+
+
+class LabelledSets(NamedTuple):
+    """Sets that share the classes of `whole`, ready for the run's loader.
+
+    Attributes:
+        whole: all training images, of `--subset` where there is one.
+        train: `whole`, without `held_out`.
+        held_out: training images to choose a sweep's best on; None where none are held out.
+        loader_is: the loader, and why.
+    """
+
+    whole: ImageSet
+    train: ImageSet
+    held_out: ImageSet | None
+    val: ImageSet
+    loader_is: str
+
+
+def open_labelled(settings: Classify, runtime: Runtime) -> LabelledSets:
+    """The sets of a run. Raises UserError where an image to train on has no label."""
+    whole, loader_is = choose_images(open_images(settings, "train", runtime), settings, runtime.is_main)
+    if not whole.classes or (whole.labels < 0).any():
+        raise UserError(f"{settings.data} has images without a label; classification needs train/CLASS/ folders")
+    val, _ = choose_images(open_images(settings, "val", runtime, whole.classes), settings, runtime.is_main)
+    count = settings.held_out or (min(len(whole) // 5, _MOST_HELD_OUT) if settings.sweep else 0)
+    if not 0 <= count < len(whole):
+        raise UserError(f"--held-out {count} leaves nothing of {len(whole)} training images to train on; take fewer")
+    train, held_out = hold_out(whole, count) if count else (whole, None)
+    if held_out is not None:
+        # A part of a resident set is no longer one array.
+        train, held_out = (choose_images(part, settings, False)[0] for part in (train, held_out))
+    return LabelledSets(whole, train, held_out, val, loader_is)

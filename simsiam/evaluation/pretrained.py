@@ -1,0 +1,69 @@
+"""The encoder that a protocol measures, and the guard against measuring another one in its place."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from simsiam.distributed.runtime import Runtime
+from simsiam.errors import UserError
+from simsiam.export.read import load_encoder
+from simsiam.export.write import encoder_hash
+from simsiam.models.encoders import build_encoder
+from simsiam.run.folder import write_atomically
+from simsiam.settings.tree import Classify
+
+
+def pretrained_encoder(settings: Classify) -> nn.Module:
+    """The encoder of `--pretrained`; `random` is drawn from torch's generator. Raises UserError where there is none."""
+    if not settings.pretrained:
+        raise UserError("No encoder is given: set --pretrained to a run folder, an encoder file, or random")
+    if settings.pretrained != "random":
+        return load_encoder(settings.pretrained, name=settings.encoder or None)
+    if not settings.encoder:
+        raise UserError("--pretrained random needs the encoder's name; add --encoder, such as --encoder resnet50")
+    return build_encoder(settings.encoder)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a run of a protocol is about: it cannot go on, or be validated, with another encoder or other classes."""
+
+    encoder: str
+    encoder_sha256: str
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, encoder: nn.Module, classes: tuple[str, ...]) -> "Subject":
+        """The subject of a run that begins with `encoder` as it is now."""
+        return cls(encoder.encoder_name, encoder_hash(encoder), tuple(classes))
+
+    def check(self, path: Path, settings: Classify, runtime: Runtime) -> None:
+        """Compares with the run folder that `path` is. Raises UserError, on every rank, where it is about another."""
+        runtime.on_main(lambda: self._check(path, settings))
+
+    def write(self, path: Path) -> None:
+        """Notes it in the run folder, as subject.json; rank 0."""
+        write_atomically(path / "subject.json", json.dumps(vars(self)) + "\n")
+
+    def _check(self, path: Path, settings: Classify) -> None:
+        file = path / "subject.json"
+        if not file.exists():
+            return
+        held = Subject(**{**json.loads(file.read_text()), "classes": tuple(json.loads(file.read_text())["classes"])})
+        if held.classes != self.classes:
+            raise UserError(
+                f"{path} holds a classifier of {_named(held.classes)}, but {settings.data} has {_named(self.classes)}; "
+                "give the data it was trained on, or another --out"
+            )
+        if (held.encoder, held.encoder_sha256) != (self.encoder, self.encoder_sha256):
+            raise UserError(
+                f"{path} holds a classifier of another encoder ({held.encoder}, {held.encoder_sha256[:12]}) than "
+                f"{settings.pretrained} ({self.encoder}, {self.encoder_sha256[:12]}); give another --out"
+            )
+
+
+def _named(classes: tuple[str, ...]) -> str:
+    shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
+    return f"{len(classes)} classes ({shown})"
