@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,6 +94,14 @@ class RunFolder:
         path = self.path / "summary.json"
         figures = json.loads(path.read_text()) if path.exists() else {}
         return {key: value for key, value in figures.items() if key not in ("state", "reason")}
+
+    def completed_summary(self) -> dict[str, Any] | None:
+        """The figures of a run that has ended well; None where there is none."""
+        return self.read_summary() if (self.path / "completed").exists() else None
+
+    def remove_checkpoints(self) -> None:
+        """Frees the disk of a run whose figures are all that is wanted."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """summary.json, in one move."""

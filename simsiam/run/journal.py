@@ -32,7 +32,7 @@ class Journal:
     """The record of one run; every rank has one, rank 0's writes.
 
     Args:
-        facts: what the banner says besides the numbers, by name.
+        facts: what the banner says besides the numbers, by name; None shows no banner.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Journal:
         numbers: Numbers,
         runtime: Runtime,
         state: TrainState,
-        facts: dict[str, str],
+        facts: dict[str, str] | None,
     ) -> None:
         self._folder, self._settings, self._numbers, self._runtime = folder, settings, numbers, runtime
         if runtime.is_main:
@@ -52,7 +52,8 @@ class Journal:
         self._began, self._first_step = time.perf_counter(), state.step
         self._bad: set[int] = set()
         self.summary: dict[str, Any] = folder.read_summary() if runtime.is_main and state.step else {}
-        self.say(banner(settings, numbers, runtime, state, facts))
+        if facts is not None:
+            self.say(banner(settings, numbers, runtime, state, facts))
 
     def say(self, text: str) -> None:
         """A line on rank 0."""
