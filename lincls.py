@@ -41,12 +41,10 @@ def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", 
     import torch
 
     from simsiam.checkpoint.manager import Checkpoints
-    from simsiam.data.augment import Augment
-    from simsiam.data.loaders import choose_centres, make_loader
     from simsiam.data.plan import make_plan
-    from simsiam.evaluation.accuracy import evaluate_classifiers
     from simsiam.evaluation.classifier import about_views, write_classifier
     from simsiam.evaluation.confusion import write_confusion
+    from simsiam.evaluation.inputs import FeatureInputs, ImageInputs
     from simsiam.evaluation.labelled_sets import open_labelled
     from simsiam.evaluation.linear import LinearProbe
     from simsiam.evaluation.pretrained import Subject, pretrained_encoder
@@ -61,18 +59,20 @@ def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", 
     torch.manual_seed(settings.seed)
     encoder = pretrained_encoder(settings)
 
-    # Data: one augmented crop to train on, the centre crop to validate on.
+    # Data: what the classifiers train on, choose on and validate on; images, or their features.
     sets = open_labelled(settings, runtime)
-    classes = sets.whole.classes
-    numbers = derive(settings, runtime.world_size, len(sets.train))
-    plan = make_plan(sets.train, numbers.global_batch, settings, runtime.rank, runtime.world_size)
-    loader = make_loader(sets.train, plan, settings, 1, runtime.device)
-    augment = Augment(settings.views, settings.seed).to(runtime.device)
-    centres = choose_centres(settings, runtime.device)
-
-    # Classifiers, drawn alike whatever the encoder's loading drew, and what an earlier run left of them.
+    classes, data_sha256 = sets.whole.classes, sets.sha256()
     subject = Subject.of(encoder, classes)
     subject.check(folder.path, settings, runtime)
+    if settings.cache_features:
+        inputs = FeatureInputs(settings, runtime, encoder, folder.path / "features")
+        sets = inputs.cached(sets)
+    else:
+        inputs = ImageInputs(settings, runtime)
+    numbers = derive(settings, runtime.world_size, len(sets.train))
+    plan = make_plan(sets.train, numbers.global_batch, settings, runtime.rank, runtime.world_size)
+
+    # Classifiers, drawn alike whatever the encoder's loading drew, and what an earlier run left of them.
     torch.manual_seed(settings.seed)
     names = [cell_name(cell) for cell in cells] or ["head"]
     probe = LinearProbe(encoder, len(classes), names, settings.batchnorm)
@@ -85,10 +85,7 @@ def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", 
 
     def accuracies(images: "ImageSet") -> "list[Accuracy]":
         probe.eval()
-        answers = evaluate_classifiers(
-            probe.logits, images, settings.views, runtime, state.precision,
-            heads=len(names), centres=centres, show_progress=not settings.hide_progress,
-        )  # fmt: skip
+        answers = inputs.accuracies(probe.logits, images, len(names))
         probe.train()
         return answers
 
@@ -102,10 +99,13 @@ def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", 
     if folder.has_ended(state.step, numbers.stop_step, runtime):
         return
 
+    held_out = "" if sets.held_out is None else f", {len(sets.held_out):,} held out"
+    variant = "linear, on cached features of centre crops: a variant" if settings.cache_features else "linear"
     facts = {
+        "protocol": variant,
         "encoder": f"{settings.pretrained} ({encoder.encoder_name}), frozen",
         "data": f"{settings.data}, {len(classes)} classes, {len(sets.train):,} images, {len(sets.val):,} to validate on"
-        + (f", {len(sets.held_out):,} held out" if sets.held_out is not None else ""),
+        + held_out,
         "loader": sets.loader_is,
         "resumed": str(found or "no, from step 0"),
     }
@@ -130,15 +130,15 @@ def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", 
             write_classifier(probe.classifier(), classes, folder.path / "classifier_best.safetensors", about)
 
     fit(
-        state, loader, lambda c: (augment(c.images, c.samples, c.epoch), c.labels.to(runtime.device)), validate,
+        state, inputs.loader(sets.train, plan), inputs, validate,
         images=sets.train, journal=journal, checkpoints=checkpoints, settings=settings, numbers=numbers,
     )  # fmt: skip
 
     # A sweep takes the best head on held-out training images; only then do the validation images come in.
     chosen = 0
     if cells:
-        held_out, answers = answers, accuracies(sets.val)
-        rows = [SweepRow(cell, held.top1, val) for cell, held, val in zip(cells, held_out, answers)]
+        on_held_out, answers = answers, accuracies(sets.val)
+        rows = [SweepRow(cell, held.top1, val) for cell, held, val in zip(cells, on_held_out, answers)]
         chosen = choose(rows)
         journal.summary["chosen"] = names[chosen]
         journal.answer(state.step, top1=answers[chosen].top1, top5=answers[chosen].top5)
@@ -151,7 +151,10 @@ def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", 
     if runtime.is_main:
         write_classifier(probe.classifier(chosen), classes, folder.path / "classifier.safetensors", about)
         write_confusion(final.confusion, classes, folder.path)
-    journal.finish(encoder_sha256=subject.encoder_sha256, val_images=final.images, val_skipped=final.skipped)
+    journal.finish(
+        protocol=variant, encoder_sha256=subject.encoder_sha256, data_sha256=data_sha256,
+        val_images=final.images, val_skipped=final.skipped,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

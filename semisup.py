@@ -8,7 +8,7 @@
     python semisup.py --help
 
 A sweep fine-tunes with each pair of rates on a part of the training images, takes the pair that is best on the other
-part, and fine-tunes with it on all of them. The validation images are looked at once, after that.
+part, and fine-tunes with it on all of them. Only that last run looks at the validation images.
 """
 
 import copy
@@ -25,8 +25,8 @@ from simsiam.settings.tree import FineTune
 if TYPE_CHECKING:
     from torch import nn
 
-    from simsiam.data.image_set import ImageSet
     from simsiam.distributed.runtime import Runtime
+    from simsiam.evaluation.accuracy import Accuracy
     from simsiam.evaluation.labelled_sets import LabelledSets
     from simsiam.run.folder import RunFolder
 
@@ -62,8 +62,9 @@ def semisup(settings: FineTune, cells: list[dict[str, float]], runtime: "Runtime
     if cells and not settings.evaluate_only:
         best = sweep(settings, cells, encoder, sets, runtime, folder)
         settings = replace(settings, optim=replace(settings.optim, **best))
-    train = sets.whole if cells else sets.train
-    fine_tune(settings, encoder, train, sets.val, sets.loader_is, runtime, folder)
+    if cells:
+        sets = sets._replace(train=sets.whole)
+    fine_tune(settings, encoder, sets, runtime, folder)
 
 
 def sweep(
@@ -94,7 +95,8 @@ def sweep(
         if not ended:
             try:
                 with place.opened(of_cell, runtime):
-                    fine_tune(of_cell, copy.deepcopy(encoder), sets.train, sets.held_out, None, runtime, place)
+                    parts = sets._replace(val=sets.held_out)
+                    fine_tune(of_cell, copy.deepcopy(encoder), parts, runtime, place, is_cell=True)
             except TrainingStopped as stopped:  # too high a rate is an answer too
                 if runtime.is_main:
                     print(stopped, flush=True)
@@ -112,26 +114,23 @@ def sweep(
 def fine_tune(
     settings: FineTune,
     encoder: "nn.Module",
-    train: "ImageSet",
-    val: "ImageSet",
-    loader_is: str | None,
+    sets: "LabelledSets",
     runtime: "Runtime",
     folder: "RunFolder",
+    is_cell: bool = False,
 ) -> None:
-    """One run: trains encoder and head on `train`, validates on `val`.
+    """One run: trains encoder and head on `sets.train`, validates on `sets.val`.
 
-    A cell of a sweep has no `loader_is`: it shows no banner and leaves its figures alone, without weights.
+    A cell of a sweep shows no banner and leaves its figures alone, without weights.
     """
     import torch
 
     from simsiam.checkpoint.manager import Checkpoints
-    from simsiam.data.augment import Augment
-    from simsiam.data.loaders import choose_centres, make_loader
     from simsiam.data.plan import make_plan
-    from simsiam.evaluation.accuracy import Accuracy, evaluate_classifiers
     from simsiam.evaluation.classifier import about_views, write_classifier
     from simsiam.evaluation.confusion import write_confusion
     from simsiam.evaluation.finetune import FineTuned
+    from simsiam.evaluation.inputs import ImageInputs
     from simsiam.evaluation.ledger import config_hash
     from simsiam.export.write import encoder_hash, write_encoder
     from simsiam.run.journal import Journal
@@ -139,16 +138,14 @@ def fine_tune(
     from simsiam.training.build import build_state
     from simsiam.training.fit import fit
 
-    # Data: one augmented crop to train on, the centre crop to validate on.
+    train, val, classes = sets.train, sets.val, sets.whole.classes
     numbers = derive(settings, runtime.world_size, len(train))
     plan = make_plan(train, numbers.global_batch, settings, runtime.rank, runtime.world_size)
-    loader = make_loader(train, plan, settings, 1, runtime.device)
-    augment = Augment(settings.views, settings.seed).to(runtime.device)
-    centres = choose_centres(settings, runtime.device)
+    inputs = ImageInputs(settings, runtime)
 
     # Network, its head drawn alike in every run, and what an earlier run left of it.
     torch.manual_seed(settings.seed)
-    before, classes = encoder_hash(encoder), train.classes
+    before = encoder_hash(encoder)
     module = FineTuned(encoder, len(classes), synced=settings.batchnorm == "synced")
     state = build_state(
         module, settings, numbers, runtime, {"head": numbers.at_batch(settings.optim.head_lr or settings.optim.lr)}
@@ -158,12 +155,9 @@ def fine_tune(
     if found is not None:
         checkpoints.load(found, state)
 
-    def accuracy() -> Accuracy:
+    def accuracy() -> "Accuracy":
         module.eval()
-        (answer,) = evaluate_classifiers(
-            lambda images: module.logits(images)[None], val, settings.views, runtime, state.precision,
-            centres=centres, show_progress=not settings.hide_progress,
-        )  # fmt: skip
+        (answer,) = inputs.accuracies(lambda images: module.logits(images)[None], val)
         module.train()
         return answer
 
@@ -177,13 +171,13 @@ def fine_tune(
     if folder.has_ended(state.step, numbers.stop_step, runtime):
         return
 
-    facts = loader_is and {
+    facts = {
         "encoder": f"{settings.pretrained} ({encoder.encoder_name}), fine-tuned",
         "data": f"{settings.data}, {len(classes)} classes, {len(train):,} images, {len(val):,} to validate on",
-        "loader": loader_is,
+        "loader": sets.loader_is,
         "resumed": str(found or "no, from step 0"),
     }
-    journal = Journal(folder, settings, numbers, runtime, state, facts)
+    journal = Journal(folder, settings, numbers, runtime, state, None if is_cell else facts)
     answers: list[Accuracy] = []
 
     def validate() -> None:
@@ -191,20 +185,20 @@ def fine_tune(
         journal.answer(state.step, top1=answers[0].top1, top5=answers[0].top5)
 
     fit(
-        state, loader, lambda c: (augment(c.images, c.samples, c.epoch), c.labels.to(runtime.device)), validate,
+        state, inputs.loader(train, plan), inputs, validate,
         images=train, journal=journal, checkpoints=checkpoints, settings=settings, numbers=numbers,
     )  # fmt: skip
 
     after, final = encoder_hash(encoder), answers[0]
     journal.say(f"encoder fine-tuned: sha256 {before[:16]} before, {after[:16]} after")
-    if runtime.is_main and loader_is:
+    if runtime.is_main and not is_cell:
         about = {"pretrained": settings.pretrained, "source": "semisup.py", **about_views(settings.views)}
         write_encoder(encoder, folder.encoder, metadata=about)
         about = {**about, "encoder": encoder.encoder_name, "encoder_sha256": after}
         write_classifier(module.head, classes, folder.path / "classifier.safetensors", about)
         write_confusion(final.confusion, classes, folder.path)
     journal.finish(
-        config_sha256=config_hash(settings), pretrained_sha256=before, encoder_sha256=after,
+        config_sha256=config_hash(settings), data_sha256=sets.sha256(), pretrained_sha256=before, encoder_sha256=after,
         train_images=len(train), val_images=final.images, val_skipped=final.skipped,
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """What lincls.py and semisup.py train on, choose on and validate on."""
 
+import hashlib
 from typing import NamedTuple
 
 from simsiam.data.image_set import ImageSet
@@ -8,6 +9,7 @@ from simsiam.data.open import open_images
 from simsiam.data.subsets import hold_out
 from simsiam.distributed.runtime import Runtime
 from simsiam.errors import UserError
+from simsiam.evaluation.ledger import list_hash
 from simsiam.settings.tree import Classify
 
 _MOST_HELD_OUT = 10_000  # BYOL chooses its rates on 10,009 of ImageNet's training images (appendix C.1)
@@ -28,6 +30,10 @@ class LabelledSets(NamedTuple):
     held_out: ImageSet | None
     val: ImageSet
     loader_is: str
+
+    def sha256(self) -> str:
+        """One hash of the names and labels of all training and validation images."""
+        return hashlib.sha256(f"{list_hash(self.whole)} {list_hash(self.val)}".encode()).hexdigest()
 
 
 def open_labelled(settings: Classify, runtime: Runtime) -> LabelledSets:
