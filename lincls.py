@@ -46,6 +46,7 @@ def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", 
     from simsiam.evaluation.confusion import write_confusion
     from simsiam.evaluation.inputs import FeatureInputs, ImageInputs
     from simsiam.evaluation.labelled_sets import open_labelled
+    from simsiam.evaluation.ledger import config_hash
     from simsiam.evaluation.linear import LinearProbe
     from simsiam.evaluation.pretrained import Subject, pretrained_encoder
     from simsiam.evaluation.sweep_table import SweepRow, choose, write_sweep
@@ -61,7 +62,7 @@ def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", 
 
     # Data: what the classifiers train on, choose on and validate on; images, or their features.
     sets = open_labelled(settings, runtime)
-    classes, data_sha256 = sets.whole.classes, sets.sha256()
+    classes = sets.whole.classes
     subject = Subject.of(encoder, classes)
     subject.check(folder.path, settings, runtime)
     if settings.cache_features:
@@ -152,8 +153,8 @@ def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", 
         write_classifier(probe.classifier(chosen), classes, folder.path / "classifier.safetensors", about)
         write_confusion(final.confusion, classes, folder.path)
     journal.finish(
-        protocol=variant, encoder_sha256=subject.encoder_sha256, data_sha256=data_sha256,
-        val_images=final.images, val_skipped=final.skipped,
+        protocol=variant, config_sha256=config_hash(settings), data_sha256=sets.sha256,
+        encoder_sha256=subject.encoder_sha256, val_images=final.images, val_skipped=final.skipped,
     )  # fmt: skip
 
 

@@ -48,6 +48,7 @@ def semisup(settings: FineTune, cells: list[dict[str, float]], runtime: "Runtime
     import torch
 
     from simsiam.evaluation.labelled_sets import open_labelled
+    from simsiam.evaluation.ledger import config_hash
     from simsiam.evaluation.pretrained import Subject, pretrained_encoder
 
     # Encoder: before the data, so that a mistake in its name costs no decoding.
@@ -59,12 +60,13 @@ def semisup(settings: FineTune, cells: list[dict[str, float]], runtime: "Runtime
     if runtime.is_main and not settings.evaluate_only:
         subject.write(folder.path)
 
+    asked = config_hash(settings)
     if cells and not settings.evaluate_only:
         best = sweep(settings, cells, encoder, sets, runtime, folder)
         settings = replace(settings, optim=replace(settings.optim, **best))
     if cells:
         sets = sets._replace(train=sets.whole)
-    fine_tune(settings, encoder, sets, runtime, folder)
+    fine_tune(settings, encoder, sets, runtime, folder, asked)
 
 
 def sweep(
@@ -87,8 +89,8 @@ def sweep(
     for number, cell in enumerate(cells, start=1):
         place = RunFolder(str(folder.path / "sweep" / cell_name(cell)))
         of_cell = replace(settings, sweep="", out=str(place.path), optim=replace(settings.optim, **cell))
-        ended = runtime.on_main(place.completed_summary)
-        if ended and ended["config_sha256"] != config_hash(of_cell):
+        asked, ended = config_hash(of_cell), runtime.on_main(place.completed_summary)
+        if ended and ended["config_sha256"] != asked:
             raise UserError(f"{place.path} is of a sweep with other settings; give another --out")
         if runtime.is_main:
             print(f"sweep {number}/{len(cells)}  {cell_name(cell)}{'  has ended' if ended else ''}", flush=True)
@@ -96,7 +98,7 @@ def sweep(
             try:
                 with place.opened(of_cell, runtime):
                     parts = sets._replace(val=sets.held_out)
-                    fine_tune(of_cell, copy.deepcopy(encoder), parts, runtime, place, is_cell=True)
+                    fine_tune(of_cell, copy.deepcopy(encoder), parts, runtime, place, asked, is_cell=True)
             except TrainingStopped as stopped:  # too high a rate is an answer too
                 if runtime.is_main:
                     print(stopped, flush=True)
@@ -117,11 +119,13 @@ def fine_tune(
     sets: "LabelledSets",
     runtime: "Runtime",
     folder: "RunFolder",
+    config_sha256: str,
     is_cell: bool = False,
 ) -> None:
     """One run: trains encoder and head on `sets.train`, validates on `sets.val`.
 
-    A cell of a sweep shows no banner and leaves its figures alone, without weights.
+    `config_sha256` is of the settings that were asked for, before a sweep chose among them. A cell of a sweep shows no
+    banner and leaves its figures alone, without weights.
     """
     import torch
 
@@ -131,7 +135,6 @@ def fine_tune(
     from simsiam.evaluation.confusion import write_confusion
     from simsiam.evaluation.finetune import FineTuned
     from simsiam.evaluation.inputs import ImageInputs
-    from simsiam.evaluation.ledger import config_hash
     from simsiam.export.write import encoder_hash, write_encoder
     from simsiam.run.journal import Journal
     from simsiam.settings.derive import derive
@@ -198,7 +201,7 @@ def fine_tune(
         write_classifier(module.head, classes, folder.path / "classifier.safetensors", about)
         write_confusion(final.confusion, classes, folder.path)
     journal.finish(
-        config_sha256=config_hash(settings), data_sha256=sets.sha256(), pretrained_sha256=before, encoder_sha256=after,
+        config_sha256=config_sha256, data_sha256=sets.sha256, pretrained_sha256=before, encoder_sha256=after,
         train_images=len(train), val_images=final.images, val_skipped=final.skipped,
     )  # fmt: skip
 

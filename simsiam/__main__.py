@@ -7,9 +7,13 @@ from simsiam.errors import ends_with_a_sentence
 
 _COMMANDS = {
     "extract": "simsiam.commands.extract",
+    "predict": "simsiam.commands.predict",
+    "knn": "simsiam.commands.knn",
     "check-data": "simsiam.commands.check_data",
     "show-views": "simsiam.commands.show_views",
     "shards": "simsiam.commands.shards",
+    "protocol": "simsiam.commands.protocol",
+    "report": "simsiam.commands.report",
     "recipes": "simsiam.commands.recipes",
     "quickstart": "simsiam.commands.quickstart",
 }

@@ -2,13 +2,10 @@
 
 import argparse
 import json
-import shlex
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-from simsiam.errors import UserError
+from simsiam.commands.scripts import run_script
 
 HELP = "pretrain on the embedded set, extract the encoder, train a linear classifier, print what came of it"
 
@@ -30,25 +27,11 @@ def run(arguments: argparse.Namespace) -> None:
             out.with_name(f"{out.name}-{stamp}")
         )  # a quickstart is from scratch, but nothing of yours is deleted
     ranks = arguments.ranks or torch.cuda.device_count() or 2
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     linear = out.with_name(out.name + "-linear") if out.name else Path("runs/quickstart-linear")
     began = time.perf_counter()
-    _call([*torchrun, "pretrain.py", "--recipe", "quickstart", "--out", str(out)])
-    _call([sys.executable, "-m", "simsiam", "extract", str(out), str(out / "encoder.pth")])
-    _call(
-        [
-            sys.executable,
-            "lincls.py",
-            "--recipe",
-            "lincls-quickstart",
-            "--pretrained",
-            str(out),
-            "--out",
-            str(linear),
-            "--resume",
-            "never",
-        ]
-    )
+    run_script("pretrain.py", "--recipe", "quickstart", "--out", out, ranks=ranks)
+    run_script("simsiam", "extract", out, out / "encoder.pth")
+    run_script("lincls.py", "--recipe", "lincls-quickstart", "--pretrained", out, "--out", linear, "--resume", "never")
     pretrained, classified = (json.loads((folder / "summary.json").read_text()) for folder in (out, linear))
     rows = {
         "kNN, random encoder": f"{pretrained['knn_random']:.1f}%",
@@ -60,10 +43,3 @@ def run(arguments: argparse.Namespace) -> None:
     }
     width = max(map(len, rows))
     print("\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))
-
-
-def _call(command: list[str]) -> None:
-    shown = ["torchrun", *command[3:]] if "torch.distributed.run" in command else ["python", *command[1:]]
-    print(f"\n$ {shlex.join(shown)}", flush=True)
-    if subprocess.run(command, check=False).returncode:
-        raise UserError(f"`{shlex.join(shown)}` failed; what it printed above says why")

@@ -1,6 +1,5 @@
 """What lincls.py and semisup.py train on, choose on and validate on."""
 
-import hashlib
 from typing import NamedTuple
 
 from simsiam.data.image_set import ImageSet
@@ -9,7 +8,7 @@ from simsiam.data.open import open_images
 from simsiam.data.subsets import hold_out
 from simsiam.distributed.runtime import Runtime
 from simsiam.errors import UserError
-from simsiam.evaluation.ledger import list_hash
+from simsiam.evaluation.ledger import data_hash
 from simsiam.settings.tree import Classify
 
 _MOST_HELD_OUT = 10_000  # BYOL chooses its rates on 10,009 of ImageNet's training images (appendix C.1)
@@ -23,6 +22,7 @@ class LabelledSets(NamedTuple):
         train: `whole`, without `held_out`.
         held_out: training images to choose a sweep's best on; None where none are held out.
         loader_is: the loader, and why.
+        sha256: of the names and labels of all training and validation images (see `data_hash`).
     """
 
     whole: ImageSet
@@ -30,18 +30,18 @@ class LabelledSets(NamedTuple):
     held_out: ImageSet | None
     val: ImageSet
     loader_is: str
-
-    def sha256(self) -> str:
-        """One hash of the names and labels of all training and validation images."""
-        return hashlib.sha256(f"{list_hash(self.whole)} {list_hash(self.val)}".encode()).hexdigest()
+    sha256: str
 
 
 def open_labelled(settings: Classify, runtime: Runtime) -> LabelledSets:
     """The sets of a run. Raises UserError where an image to train on has no label."""
-    whole, loader_is = choose_images(open_images(settings, "train", runtime), settings, runtime.is_main)
-    if not whole.classes or (whole.labels < 0).any():
+    opened = open_images(settings, "train", runtime)
+    if not opened.classes or (opened.labels < 0).any():
         raise UserError(f"{settings.data} has images without a label; classification needs train/CLASS/ folders")
-    val, _ = choose_images(open_images(settings, "val", runtime, whole.classes), settings, runtime.is_main)
+    val = open_images(settings, "val", runtime, opened.classes)
+    sha256 = data_hash(opened, val)
+    whole, loader_is = choose_images(opened, settings, runtime.is_main)
+    val, _ = choose_images(val, settings, runtime.is_main)
     count = settings.held_out or (min(len(whole) // 5, _MOST_HELD_OUT) if settings.sweep else 0)
     if not 0 <= count < len(whole):
         raise UserError(f"--held-out {count} leaves nothing of {len(whole)} training images to train on; take fewer")
@@ -49,4 +49,4 @@ def open_labelled(settings: Classify, runtime: Runtime) -> LabelledSets:
     if held_out is not None:
         # A part of a resident set is no longer one array.
         train, held_out = (choose_images(part, settings, False)[0] for part in (train, held_out))
-    return LabelledSets(whole, train, held_out, val, loader_is)
+    return LabelledSets(whole, train, held_out, val, loader_is, sha256)

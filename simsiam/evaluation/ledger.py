@@ -166,6 +166,11 @@ def list_hash(images: ImageSet) -> str:
     return digest.hexdigest()
 
 
+def data_hash(train: ImageSet, val: ImageSet) -> str:
+    """SHA-256, in hex, of what a protocol trains and validates on: of the `list_hash` of both."""
+    return hashlib.sha256(f"{list_hash(train)} {list_hash(val)}".encode()).hexdigest()
+
+
 _FITS = {str: str, int: int, float | None: (float, int)}
 
 

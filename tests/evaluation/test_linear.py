@@ -207,3 +207,13 @@ def test_images_without_labels_are_refused(
             Image.new("RGB", (20, 20)).save(tmp_path / split / f"{number}.png")
     assert command("--pretrained", encoder_file, "--data", tmp_path, "--out", tmp_path / "run") == 2
     assert "images without a label" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars"])
+def test_a_batch_by_accumulation_is_the_same_batch(command: Command, tmp_path: Path, name: str) -> None:
+    given = ("--pretrained", "random", "--encoder", "resnet8", "--optim.name", name, "--optim.lr", 2)
+    for pieces in (1, 4):
+        assert command(*given, "--accumulate", pieces, "--out", tmp_path / str(pieces)) == 0
+    whole, by_parts = (load_file(tmp_path / pieces / "classifier.safetensors") for pieces in "14")
+    torch.testing.assert_close(by_parts, whole, rtol=1e-4, atol=1e-5)
+    assert figures(tmp_path / "1")["top1"] == figures(tmp_path / "4")["top1"]

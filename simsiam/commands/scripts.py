@@ -1,0 +1,29 @@
+"""The training scripts, run from a command as a user would type them."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import simsiam
+from simsiam.errors import UserError
+
+
+def run_script(script: str, *arguments: object, ranks: int = 1) -> None:
+    """Shows and runs `lincls.py`, `simsiam` or another script to its end, under torchrun where there are several ranks.
+
+    Raises UserError where it fails; it has said why.
+    """
+    words = [str(word) for word in arguments]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    if script == "simsiam":
+        program = ["-m", "simsiam"]
+    else:
+        path = Path(simsiam.__file__).parents[1] / script
+        if not path.is_file():
+            raise UserError(f"{script} is not beside the package, {path.parent}; run this from a clone of the project")
+        program = [str(path)]
+    shown = shlex.join([*(["torchrun", *torchrun[2:]] if torchrun else ["python"]), *program[:-1], script, *words])
+    print(f"\n$ {shown}", flush=True)
+    if subprocess.run([sys.executable, *torchrun, *program, *words], check=False).returncode:
+        raise UserError(f"`{shown}` failed; what it printed above says why")

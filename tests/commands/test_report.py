@@ -1,0 +1,64 @@
+"""`simsiam report` as it is typed."""
+
+import argparse
+import subprocess
+import sys
+
+import pytest
+
+from simsiam.commands import report
+from simsiam.errors import UserError
+from simsiam.evaluation.ledger import Result, append
+
+
+def call(*words):
+    parser = argparse.ArgumentParser()
+    report.add_arguments(parser)
+    report.run(parser.parse_args([str(word) for word in words]))
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    append(tmp_path / "results.jsonl", Result(protocol="linear", encoder="runs/größe", top1=68.05, top5=88.0))
+    return tmp_path / "results.jsonl"
+
+
+def test_it_prints_our_table_then_the_others_and_writes_page_and_file(ledger, tmp_path, capsys):
+    call(ledger, "--out", tmp_path / "page.html", "--markdown", tmp_path / "table.md")
+    printed = capsys.readouterr().out
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert printed.startswith(table)
+    ours, _, others = table.partition("Published by others, not measured here:")
+    assert "| runs/größe | linear |" in ours
+    assert "68.05" in ours
+    assert "68.1" not in ours
+    assert "| published top-1 |" in others
+    assert "arXiv:2011.10566" in others
+    assert "68.05" not in others
+    assert (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
+    assert f"page        {tmp_path / 'page.html'}" in printed
+
+
+def test_the_page_is_report_html_where_one_stands(ledger, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call(".")
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(ledger, tmp_path):
+    with pytest.raises(UserError, match="cannot be written"):
+        call(ledger, "--out", tmp_path / "none" / "page.html")
+
+
+def test_nothing_found_exits_with_2_and_a_sentence(tmp_path):
+    command = [sys.executable, "-m", "simsiam", "report", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: There is neither a result nor a run in")
+    assert list(tmp_path.glob("*.html")) == []
+
+
+def test_help_does_not_import_torch():
+    code = "import sys, simsiam.commands.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,37 @@
+"""Run folders without runs, for those who read them."""
+
+import json
+
+
+def pretraining(folder, *, steps=40, every=2, state="completed", command="pretrain.py --recipe cifar10-r18", **config):
+    """A run folder as pretrain.py leaves it; an epoch has 10 steps."""
+    folder.mkdir(parents=True)
+    config = {"data": "cifar10", "seed": 1, "encoder": "cifar_resnet18", "method": {"name": "simsiam"}, **config}
+    config = {"knn": {"k": 200, "temperature": 0.1}, "out": f"runs/{folder.name}", **config}
+    (folder / "config.yaml").write_text(f"# {command}\n# python 3.11.7\n{json.dumps(config)}\n")
+    lines = [{"step": 0, "knn": 30.0}]
+    for step in range(every, steps + 1, every):
+        measures = {"std": 0.98, "effective_rank": 40.0 + step, "verdict": "ok", "reason": ""}
+        rates = {"lr": 0.06 * (1 - step / steps), "lr/encoder": 0.06, "pairs_per_second": 1000.0 + step}
+        lines.append({"step": step, "epoch": round(step / 10, 4), "loss": -step / steps, **measures, **rates})
+        if step % 10 == 0:
+            lines.append({"step": step, "knn": 30.0 + step})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / state).touch()
+    if state != "in-progress":
+        figures = {"loss": -1.0, "knn": 30.0 + steps, "verdict": "ok", "pairs_per_second": 1020.0, "seconds": 7200.0}
+        (folder / "summary.json").write_text(json.dumps({"step": steps, "state": state, "reason": "", **figures}))
+    return folder
+
+
+def classification(folder, *, top1=80.0, **config):
+    """A run folder as lincls.py leaves it."""
+    folder.mkdir(parents=True)
+    config = {"data": "cifar10", "seed": 0, "pretrained": "runs/r18", "encoder": "", "batchnorm": False, **config}
+    (folder / "config.yaml").write_text(f"# lincls.py -c my/lincls-cifar10.yaml\n{json.dumps(config)}\n")
+    lines = [{"step": 5, "epoch": 1.0, "loss": 2.0, "lr/head": 30.0}, {"step": 5, "top1": top1, "top5": 99.0}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figures = {"loss": 2.0, "top1": top1, "top5": 99.0, "encoder_sha256": "abc", "seconds": 36.0}
+    (folder / "summary.json").write_text(json.dumps({"state": "completed", **figures}))
+    (folder / "completed").touch()
+    return folder
