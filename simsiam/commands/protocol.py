@@ -76,7 +76,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=int, default=0, help="processes (default: all GPUs, or one on CPU)")
     parser.add_argument("--seed", type=int, default=0, help="of every run (default %(default)s)")
     parser.add_argument(
-        "overrides", nargs="*", metavar="-- SETTING", help="for each training run, such as -- --loader dali --epochs 10"
+        "--settings",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="SETTING",
+        help="the rest of the line, for each training run: --settings --loader dali --epochs 10",
     )
 
 
@@ -140,8 +144,8 @@ def _steps(arguments: argparse.Namespace) -> list[_Step]:
         recipe = _RECIPES[family].get(plain, plain)
         if plain not in _RECIPES[family] and not (plain in recipe_names() and plain.partition("-")[0] in _SCRIPTS):
             raise UserError(
-                f"--run names {name!r}, which is no protocol of the family {family}; take {', '.join(_RECIPES[family])}, "
-                "the name of a lincls-* or semisup-* recipe, or random- and one of these"
+                f"--run names {name!r}, which is no protocol of the family {family}; take "
+                f"{', '.join(_RECIPES[family])}, the name of a lincls-* or semisup-* recipe, or random-NAME"
             )
         steps.append(_Step(name, recipe, plain == "knn", name != plain))
     if not steps:
@@ -154,7 +158,7 @@ def _settings(step: _Step, arguments: argparse.Namespace) -> Classify:
     script, kind = _SCRIPTS[step.recipe.partition("-")[0]]
     words = ["--recipe", step.recipe, "--seed", str(arguments.seed)]
     words += ["--data", arguments.data] if arguments.data else []
-    settings = parse(kind, [*words, *([] if step.is_knn else arguments.overrides)], recipe=step.recipe, prog=script)
+    settings = parse(kind, [*words, *([] if step.is_knn else arguments.settings)], recipe=step.recipe, prog=script)
     if not settings.data:
         raise UserError("No dataset is given: set --data or DATA")
     # Of a recipe kNN takes the crop alone.
@@ -197,7 +201,7 @@ def _measure(step: _Step, arguments: argparse.Namespace, encoder_name: str, fold
         figures = {name: cell["top1"] for name, cell in by_name.items()}
         return {"top1": monitors["top1"], "top5": monitors["top5"], "figures": figures}
     script, _ = _SCRIPTS[step.recipe.partition("-")[0]]
-    run_script(script, "--pretrained", source, *common, *arguments.overrides, ranks=ranks)
+    run_script(script, "--pretrained", source, *common, *arguments.settings, ranks=ranks)
     summary = json.loads((folder / "summary.json").read_text())
     kept = ("chosen", "protocol", "train_images", "val_images", "val_skipped", "top1_best")
     return {

@@ -1,9 +1,11 @@
 """An encoder over a labelled set, every image once, shared out over the ranks."""
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -13,10 +15,11 @@ from simsiam.data.labelled import CentreBatches, centre_batches
 from simsiam.distributed.collectives import world_size
 from simsiam.distributed.runtime import Runtime
 from simsiam.settings.tree import Views
+from simsiam.training.precision import Precision
 
 
 class Features(NamedTuple):
-    """This rank's part: features float32 (n, D), labels and sample ids int64 (n,), count of unreadable images."""
+    """This rank's part: features (n, D), labels and sample ids int64 (n,) on the CPU, count of unreadable images."""
 
     features: Tensor
     labels: Tensor
@@ -33,32 +36,52 @@ def extract_features(
     *,
     batch: int = 256,
     centres: CentreBatches = centre_batches,
+    precision: Precision | None = None,
+    dtype: torch.dtype = torch.float32,
+    unit: bool = False,
+    out: Tensor | None = None,
     describe: str = "",
 ) -> Features:
     """Pooled features of the centre crops of every labelled image; rank r of W takes images r, r + W, r + 2 W, ...
 
-    The encoder runs in evaluation mode and float32, and is left in the mode it was in. `describe` names the progress
-    bar; empty shows none.
+    The encoder runs in evaluation mode and is left in the mode it was in.
+
+    Args:
+        batch: images of a forward pass on each rank.
+        precision: of the forward pass; float32 by default.
+        dtype: that the features are kept in, on the runtime's device.
+        unit: divide each feature by its length, in float32, before it is kept.
+        out: (images of this rank, D), to keep them in instead, in its type and on its device.
+        describe: name of the progress bar; empty shows none.
     """
-    mine = np.flatnonzero(images.labels >= 0)[runtime.rank :: world_size()]
+    labelled = np.flatnonzero(images.labels >= 0)
+    mine, full = labelled[runtime.rank :: world_size()], min(batch, len(labelled))
     augment = Augment(views, 0).to(runtime.device)
     was_training = encoder.training
     encoder.eval()
-    features, labels, samples, skipped = [], [], [], 0
+    kept, count, skipped = out, 0, 0
+    labels, samples = np.empty((2, len(mine)), np.int64)
     with tqdm(total=len(mine), desc=describe, unit=" images", disable=None if describe else True, leave=False) as bar:
         for part in centres(images, mine, views, batch):
-            pixels = part.images.to(runtime.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
-            features.append(encoder(augment.normalise(pixels)).float())
-            labels.append(part.labels)
-            samples.append(part.samples)
+            size = len(part.labels)
+            if size:
+                pixels = part.images.to(runtime.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+                if size < full:
+                    # A lone image goes through another kernel and gets other last bits, and how short the last batch is
+                    # depends on the number of ranks.
+                    pixels = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, full - size))
+                with nullcontext() if precision is None else precision.autocast():
+                    found = encoder(augment.normalise(pixels))[:size].float()
+                if kept is None:
+                    # All at once, for a list and its concatenation would take the memory twice.
+                    kept = torch.empty(len(mine), found.shape[1], dtype=dtype, device=runtime.device)
+                rows = slice(count, count + size)
+                kept[rows] = F.normalize(found, dim=1) if unit else found
+                labels[rows], samples[rows] = part.labels.numpy(), part.samples.numpy()
+                count += size
             skipped += len(part.skipped)
-            bar.update(len(part.labels) + len(part.skipped))
+            bar.update(size + len(part.skipped))
     encoder.train(was_training)
-    width = getattr(encoder, "feature_dim", 0)
-    empty = torch.empty(0, width, device=runtime.device)
-    return Features(
-        torch.cat(features) if features else empty,
-        torch.cat(labels) if labels else torch.empty(0, dtype=torch.int64),
-        torch.cat(samples) if samples else torch.empty(0, dtype=torch.int64),
-        skipped,
-    )
+    if kept is None:
+        kept = torch.empty(0, getattr(encoder, "feature_dim", 0), dtype=dtype, device=runtime.device)
+    return Features(kept[:count], torch.from_numpy(labels[:count]), torch.from_numpy(samples[:count]), skipped)
