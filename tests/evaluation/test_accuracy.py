@@ -6,8 +6,12 @@ import torch
 import torch.distributed as dist
 
 from simsiam.data.image_set import BadImage
+from simsiam.data.sources.digits import digits
+from simsiam.data.subsets import evenly_spaced
 from simsiam.distributed.runtime import Runtime
 from simsiam.evaluation.accuracy import Accuracy, evaluate_classifiers
+from simsiam.evaluation.linear import LinearProbe
+from simsiam.models.encoders import build_encoder
 from simsiam.settings.tree import Views
 from simsiam.training.precision import Precision
 from tests.ranks import run_ranks
@@ -74,3 +78,24 @@ def test_batch_size_does_not_matter() -> None:
     answers = [run_ranks(1, evaluate, images, batch)[0] for batch in (1, 3, 100)]
     assert answers[0].top1 == pytest.approx(400 / 7)
     assert set(answers) == {answers[0]}
+
+
+def of_a_network(images: object) -> list[Accuracy]:
+    runtime = Runtime(dist.get_rank(), dist.get_world_size(), 0, torch.device("cpu"))
+    torch.manual_seed(0)
+    probe = LinearProbe(build_encoder("resnet8"), 10, ("a", "b")).eval()
+    torch.nn.init.normal_(probe.heads[1].weight)
+    precision = Precision("fp32", runtime.device)
+    return evaluate_classifiers(probe.logits, images, Views(size=16, resize=16), runtime, precision, heads=2, batch=50)
+
+
+def test_a_network_answers_alike_on_one_two_and_three_ranks() -> None:
+    """On 361 images, which two and three ranks do not divide, nor batches of 50."""
+    images = evenly_spaced(digits("train"), 361)
+    alone = run_ranks(1, of_a_network, images)[0]
+    assert [head.images for head in alone] == [361, 361]
+    assert alone[0].confusion.tolist() != alone[1].confusion.tolist()
+    for ranks in (2, 3):
+        for of_rank in run_ranks(ranks, of_a_network, images):
+            assert of_rank == alone
+            assert [head.confusion.tolist() for head in of_rank] == [head.confusion.tolist() for head in alone]
