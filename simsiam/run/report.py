@@ -15,6 +15,7 @@ from simsiam.run.record import Record, is_run_folder, read_run
 LEDGER = "results.jsonl"
 
 _DEPTH = 3  # folders below a PATH that are searched
+_DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10", "shapes": "", "digits": ""}
 _OF_A_RUN = ("checkpoints", "tensorboard", "sweep")  # folders in a run folder that are not searched
 _SUBSETS = {"1pct": "1pct", "1%": "1pct", "0.01": "1pct", "10pct": "10pct", "10%": "10pct", "0.1": "10pct"}
 _KNN = knn_cell(200, 0.1)
@@ -108,12 +109,17 @@ def results_table(results: Sequence[Result], *, whole: bool = False) -> Table:
 
 
 def published_table(results: Sequence[Result]) -> Table:
-    """What others published under the protocols of our results. The mark stands in every number's header too."""
+    """What others published under the protocols of our results, and where all our data have a name, on those data.
+
+    The mark stands in every number's header too.
+    """
+    named = {_DATASETS.get(result.data.partition(":")[0]) for result in results}
+    not_named = None in named  # a folder may be of anything
     headers = ("method", "encoder", "epochs", "batch", "protocol", "dataset", "published top-1", "published top-5")
     rows = [
         (p.method, p.encoder, cell(p.epochs), cell(p.batch), p.protocol, p.dataset, p.top1, p.top5, p.setting, p.source)
         for p in published({result.protocol for result in results})
-        if p.top1 or p.top5
+        if (p.top1 or p.top5) and (not_named or p.dataset in named)
     ]
     numbers = frozenset(("epochs", "batch", *headers[-2:]))
     return Table("Published by others, not measured here", (*headers, "setting", "source"), rows, numbers)
@@ -216,7 +222,7 @@ def _protocol(run: Record, pretrained: str) -> str:
 def _is_told(run: Record, result: Result, told: Iterable[Result]) -> bool:
     """Whether a ledger has this run's result: its paths may be relative to another folder than ours."""
     for other in told:
-        for place in (other.run, other.encoder) if other.protocol == result.protocol else ():
+        for place in (other.run, other.encoder if other.protocol == result.protocol else ""):
             parts = Path(os.path.normpath(place)).parts if place else ()
             if parts and run.path.parts[-len(parts) :] == parts:
                 return True
