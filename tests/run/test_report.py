@@ -115,6 +115,21 @@ def test_a_run_that_a_ledger_tells_of_counts_once(tmp_path, place):
     assert [r.top1 for r in gather([str(tmp_path)]).results] == [71.0]
 
 
+def test_a_run_of_random_weights_counts_once_though_its_protocol_has_another_name_in_the_ledger(tmp_path):
+    run = classification(tmp_path / "random-10pct", pretrained="random", batchnorm="synced", subset="10%")
+    append(tmp_path / "results.jsonl", Result(protocol="random-10pct", encoder="random", top1=80.0, run=str(run)))
+    assert [r.protocol for r in gather([str(tmp_path)]).results] == ["random-10pct"]
+
+
+@pytest.mark.parametrize(
+    ("data", "datasets"), [(["cifar10:/data"], {"CIFAR-10"}), (["shapes"], set()), (["shapes", "/data"], None)]
+)
+def test_published_rows_are_of_our_data_where_it_has_a_name(data, datasets):
+    ours = [Result(protocol="linear", encoder="e", data=name) for name in data]
+    found = {row["dataset"] for row in rows(published_table(ours))}
+    assert found == datasets if datasets is not None else {"CIFAR-10", "ImageNet"} <= found
+
+
 def test_knn_of_an_encoder_stands_beside_its_other_protocols():
     same = {"encoder": "e", "encoder_sha256": "s", "data": "imagenet"}
     results = [
