@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="RUN_OR_FILE",
-        help="run folder, encoder file, official SimSiam or MoCo checkpoint, torchvision or timm weights",
+        help="run folder, encoder file, or weights of SimSiam, MoCo, torchvision, timm, lightly or PASSL (.pdparams)",
     )
     parser.add_argument(
         "out", metavar="OUT", help="file to write, .safetensors (says what it holds) or .pth (torchvision's layout)"

@@ -7,7 +7,8 @@ projector.{0..7}.*          module.encoder.fc.{0..7}.*
 predictor.{0..3}.*          module.predictor.{0..3}.*
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Set
 
 from torch import Tensor
 
@@ -19,8 +20,12 @@ NESTS = ("state_dict", "model")
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes left by DistributedDataParallel and torch.compile, in any order and number."""
 
-ENCODERS = ("encoder_q.", "encoder.", "backbone.")
-"""Prefixes of the encoder in a whole model, the first that occurs: MoCo; SimSiam (and ours); solo-learn, OpenMMLab."""
+ENCODERS = (
+    *("encoder_q.", "base_encoder.", "online_network.", "online_encoder.", "encoder."),
+    *("backbone.", "net.", "model."),
+)
+"""Prefixes of the encoder in a whole model, the first that occurs, and again inside it: MoCo; MoCo v3, PASSL; Bolts;
+byol-pytorch; SimSiam (and ours); solo-learn, lightly, OpenMMLab; byol-pytorch again; lightly's command line."""
 
 OFFICIAL_HEADS = {"encoder.fc.": "projector.", "predictor.": "predictor.", "encoder.": "encoder."}
 """Official prefix to ours, the first that fits."""
@@ -38,11 +43,36 @@ def without_wrappers(key: str) -> str:
     return key
 
 
-def encoder_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames the encoder's tensors to its own state-dict keys; all others (heads, queues) keep theirs, unwrapped."""
+def encoder_names(state: Mapping[str, Tensor], own: Set[str] = frozenset()) -> dict[str, Tensor]:
+    """Renames the encoder's tensors to its own state-dict keys; all others (heads, queues) keep theirs, unwrapped.
+
+    Where the encoder is known, `own` are its keys: names come off until all of them are there, and no further.
+    """
     state = {without_wrappers(key): tensor for key, tensor in state.items()}
+    if own and own <= state.keys():
+        return state
     prefix = next((p for p in ENCODERS if any(key.startswith(p) for key in state)), "")
-    return {without_wrappers(key.removeprefix(prefix)): tensor for key, tensor in state.items()}
+    if not prefix and any(key.startswith("0.conv1.") for key in state):
+        prefix = "0."  # Sequential(backbone, neck): PASSL and OpenMMLab
+    if not prefix:
+        return _torchvision_names(state)
+    inside = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    beside = {key: tensor for key, tensor in state.items() if not key.startswith(prefix)}
+    return beside | encoder_names(inside, own)
+
+
+def _torchvision_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A ResNet that is a Sequential of its children (lightly), or whose shortcuts are called so (pytorch-cifar)."""
+    children = {}
+    stages = {int(found[1]) for key in state if (found := re.fullmatch(r"(\d+)\.\d+\.conv1\.weight", key))}
+    if stages and "0.weight" in state:
+        # Pooling and activation have no tensors, so the places of the stages differ with the stem and say nothing.
+        children = {"0": "conv1", "1": "bn1"} | {str(at): f"layer{n}" for n, at in enumerate(sorted(stages), 1)}
+    names = {}
+    for key, tensor in state.items():
+        child, dot, rest = key.replace(".shortcut.", ".downsample.").partition(".")
+        names[children.get(child, child) + dot + rest] = tensor
+    return names
 
 
 def official_to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -78,3 +108,9 @@ def ours_to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if key == RUNNING_MEAN_AFTER_BIAS:
             official["module." + FROZEN_BIAS] = tensor.new_zeros(tensor.shape)
     return official
+
+
+def count_names(names: tuple[str, ...], what: str) -> str:
+    """`3 missing (conv1.weight, bn1.weight, ...)`."""
+    shown = f" ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})" if names else ""
+    return f"{len(names)} {what}{shown}"

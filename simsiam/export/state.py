@@ -1,4 +1,4 @@
-"""The tensors of any file under the file's own names: pickles, safetensors, run folders and their checkpoints."""
+"""The tensors of any file under its own names: pickles, safetensors, .pdparams, run folders and their checkpoints."""
 
 import json
 import pickle
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from simsiam.errors import UserError
 from simsiam.export.names import NESTS
+from simsiam.export.paddle import read_pdparams
 
 _DCP = "torch.distributed.checkpoint"
 CHECKPOINT_TYPES = {
@@ -32,14 +33,15 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     A run folder gives `encoder.safetensors`, or the `encoder.*` tensors of its newest complete checkpoint; so does a
     checkpoint folder. Info has `path` (the file read) and, where the file says it, `encoder`, `pixel_mean` and
-    `pixel_std` (JSON lists), `epoch` and more. Pickles load with weights_only=True. Raises UserError.
+    `pixel_std` (JSON lists), `epoch` and more. Pickles load with weights_only=True, PaddlePaddle's as numpy arrays and
+    nothing else. Raises UserError.
     """
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
         raise UserError(f"There is no file or folder {path}: give a run folder, an encoder file or a checkpoint.")
-    tensors, info = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    tensors, info = _read_safetensors(path) if path.suffix == ".safetensors" else _unnest(_read_pickle(path))
     if not tensors:
         raise UserError(f"{path} holds no tensors by name: give a file with a state-dict, such as model.state_dict().")
     return tensors, {**info, "path": str(path)}
@@ -53,9 +55,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path} is no whole safetensors file ({error}): copy or download it again.") from error
 
 
-def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_pickle(path: Path) -> object:
+    if path.suffix == ".pdparams":
+        return read_pdparams(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is None:
@@ -66,6 +70,10 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
     except Exception as error:  # whatever a cut or foreign file makes the reader stumble over
         raise UserError(f"{path} is a damaged PyTorch file: copy or download it again.") from error
+
+
+def _unnest(content: object) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a checkpoint's model, and what stands beside it."""
     info = {}
     if isinstance(content, dict):
         info = {key: str(content[key]) for key in ("epoch", "arch") if isinstance(content.get(key), int | str)}

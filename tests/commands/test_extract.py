@@ -1,4 +1,5 @@
 import argparse
+import pickle
 import subprocess
 import sys
 
@@ -40,6 +41,20 @@ def test_extract_to_pth_is_torchvisions_own_file_without_fc(tmp_path, weights):
     theirs = torch.load(weights)
     ours = torch.load(tmp_path / "ours.pth")
     assert set(theirs) - set(ours) == {"fc.weight", "fc.bias"}
+    assert all(torch.equal(theirs[key], tensor) for key, tensor in ours.items())
+
+
+def test_extract_turns_a_paddle_file_into_torchvisions(tmp_path, weights):
+    theirs = torch.load(weights)
+    names = {"running_mean": "_mean", "running_var": "_variance"}
+    arrays = {}
+    for key, tensor in theirs.items():
+        start, _, last = key.rpartition(".")
+        arrays[f"encoder.{start}.{names.get(last, last)}"] = tensor.numpy()
+    (tmp_path / "theirs.pdparams").write_bytes(pickle.dumps(arrays))
+    call(tmp_path / "theirs.pdparams", tmp_path / "ours.pth")
+    ours = torch.load(tmp_path / "ours.pth")
+    assert len(ours) == 120
     assert all(torch.equal(theirs[key], tensor) for key, tensor in ours.items())
 
 
