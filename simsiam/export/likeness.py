@@ -1,16 +1,14 @@
 """Which of our ResNets a state-dict comes nearest to, where it is none of them exactly."""
 
-import functools
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from simsiam.export.names import count_names
-from simsiam.models.encoders import build_encoder, list_encoders
+from simsiam.models.encoders import encoder_shapes, list_encoders
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -32,7 +30,8 @@ def likeness(state: Mapping[str, Tensor]) -> Likeness | None:
     None where fewer than half of what could be a ResNet's tensors fit the nearest.
     """
     found = _trunk(state)
-    name, known = max(_known().items(), key=lambda item: _overlap(item[1], found))
+    all_known = {name: encoder_shapes(name) for name in list_encoders()}
+    name, known = max(all_known.items(), key=lambda item: _overlap(item[1], found))
     if not blocks_per_stage(found) or 2 * len(known.items() & found.items()) < len(found):
         return None
     ours, theirs = (", ".join(map(str, blocks_per_stage(shapes))) for shapes in (known, found))
@@ -59,12 +58,6 @@ def _trunk(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Shapes of what may be a ResNet's own; batch counters, which old files lack, do not count."""
     own = re.compile(r"(conv1|bn1|layer\d+)\.(?!.*num_batches_tracked$)")
     return {key: tuple(tensor.shape) for key, tensor in state.items() if own.match(key)}
-
-
-@functools.cache
-def _known() -> dict[str, dict[str, tuple[int, ...]]]:
-    with torch.device("meta"):
-        return {name: _trunk(build_encoder(name).state_dict()) for name in list_encoders()}
 
 
 def _overlap(known: Shapes, found: Shapes) -> float:

@@ -57,7 +57,7 @@ def recognise(shapes: Mapping[str, Sequence[int]]) -> str | None:
     Tensors beside the encoder's own modules (`fc`, heads, queues) and batch counters do not count.
     """
     for name in list_encoders():
-        known = _shapes(name)
+        known = encoder_shapes(name)
         modules = {key.split(".")[0] for key in known}
         given = {key: tuple(shape) for key, shape in shapes.items() if key.split(".")[0] in modules}
         if known == {key: shape for key, shape in given.items() if not key.endswith("num_batches_tracked")}:
@@ -66,7 +66,8 @@ def recognise(shapes: Mapping[str, Sequence[int]]) -> str | None:
 
 
 @functools.cache
-def _shapes(name: str) -> dict[str, tuple[int, ...]]:
+def encoder_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """State-dict key -> shape of one of `list_encoders()`, without batch counters, which old files lack."""
     with torch.device("meta"):
         state = build_encoder(name).state_dict()
     return {key: tuple(t.shape) for key, t in state.items() if not key.endswith("num_batches_tracked")}
