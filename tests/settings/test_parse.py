@@ -7,7 +7,8 @@ import pytest
 from simsiam.errors import UserError
 from simsiam.methods.registry import resolve_method
 from simsiam.settings.parse import find_recipe, parse, recipe_names
-from simsiam.settings.tree import Linear, Pretrain
+from simsiam.settings.sweep import sweep_cells
+from simsiam.settings.tree import FineTune, Linear, Pretrain
 
 
 @pytest.fixture(autouse=True)
@@ -127,11 +128,13 @@ def test_an_unknown_recipe_names_the_nearest_or_where_to_look() -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_parses(name: str) -> None:
-    kind = Linear if name.startswith("lincls-") else Pretrain
+    kind = {"lincls": Linear, "semisup": FineTune}.get(name.partition("-")[0], Pretrain)
     settings = parse(kind, [], recipe=name, prog="x")
     assert settings.out == f"runs/{name}"
     if kind is Pretrain:
         resolve_method(settings.method)
+    else:
+        sweep_cells(settings.sweep, ("lr", "head_lr"))
 
 
 def test_data_and_log_fill_what_is_left_open(monkeypatch: pytest.MonkeyPatch, recipe_file) -> None:
