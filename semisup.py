@@ -85,10 +85,13 @@ def sweep(
     from simsiam.evaluation.sweep_table import SweepRow, choose, write_sweep
     from simsiam.run.folder import RunFolder
 
-    rows = []
+    rows, cells_folder = [], folder.path / "sweep"
+    if settings.resume == "never" and not settings.debug and runtime.on_main(cells_folder.exists):
+        raise UserError(f"{folder.path} already holds a sweep and --resume is never; give another --out")
     for number, cell in enumerate(cells, start=1):
-        place = RunFolder(str(folder.path / "sweep" / cell_name(cell)))
-        of_cell = replace(settings, sweep="", out=str(place.path), optim=replace(settings.optim, **cell))
+        place = RunFolder(str(cells_folder / cell_name(cell)))
+        optim, resume = replace(settings.optim, **cell), "never" if settings.resume == "never" else "auto"
+        of_cell = replace(settings, sweep="", out=str(place.path), optim=optim, resume=resume)
         asked, ended = config_hash(of_cell), runtime.on_main(place.completed_summary)
         if ended and ended["config_sha256"] != asked:
             raise UserError(f"{place.path} is of a sweep with other settings; give another --out")

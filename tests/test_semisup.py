@@ -92,6 +92,8 @@ def test_a_sweep_cut_off_inside_a_cell_ends_as_an_undisturbed_one(
 
     assert call("semisup.py", *given, "--out", tmp_path / "twice", "--epochs", 3) == 2
     assert "of a sweep with other settings" in capsys.readouterr().err
+    assert call("semisup.py", *given, "--out", tmp_path / "twice", "--resume", "never") == 2
+    assert "--resume is never" in capsys.readouterr().err
 
 
 def test_a_cell_that_diverges_is_an_answer_and_not_the_end(call: Call, encoder_file: Path, tmp_path: Path) -> None:
