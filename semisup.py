@@ -205,7 +205,8 @@ def fine_tune(
         write_confusion(final.confusion, classes, folder.path)
     journal.finish(
         config_sha256=config_sha256, data_sha256=sets.sha256, pretrained_sha256=before, encoder_sha256=after,
-        train_images=len(train), val_images=final.images, val_skipped=final.skipped,
+        lr=settings.optim.lr, head_lr=settings.optim.head_lr or settings.optim.lr, train_images=len(train),
+        val_images=final.images, val_skipped=final.skipped,
     )  # fmt: skip
 
 

@@ -88,7 +88,9 @@ def test_a_sweep_cut_off_inside_a_cell_ends_as_an_undisturbed_one(
     for file in ("encoder", "classifier"):
         a, b = (load_file(tmp_path / name / f"{file}.safetensors") for name in ("straight", "twice"))
         assert [key for key in a if not torch.equal(a[key], b[key])] == []
-    assert figures(tmp_path / "twice")["top1"] == figures(tmp_path / "straight")["top1"]
+    summary = figures(tmp_path / "straight")
+    assert (summary["lr"], summary["head_lr"]) == (best["lr"], best["head_lr"])
+    assert figures(tmp_path / "twice")["top1"] == summary["top1"]
 
     assert call("semisup.py", *given, "--out", tmp_path / "twice", "--epochs", 3) == 2
     assert "of a sweep with other settings" in capsys.readouterr().err

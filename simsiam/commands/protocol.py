@@ -203,7 +203,7 @@ def _measure(step: _Step, arguments: argparse.Namespace, encoder_name: str, fold
     script, _ = _SCRIPTS[step.recipe.partition("-")[0]]
     run_script(script, "--pretrained", source, *common, *arguments.settings, ranks=ranks)
     summary = json.loads((folder / "summary.json").read_text())
-    kept = ("chosen", "protocol", "train_images", "val_images", "val_skipped", "top1_best")
+    kept = ("chosen", "lr", "head_lr", "protocol", "train_images", "val_images", "val_skipped", "top1_best")
     return {
         "top1": summary["top1"],
         "top5": summary["top5"],
