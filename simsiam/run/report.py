@@ -98,7 +98,8 @@ def results_table(results: Sequence[Result], *, whole: bool = False) -> Table:
     for r in results:
         beside = r.figures.get(_KNN, knn.get((r.encoder_sha256, r.data)))
         named = f"{r.encoder} ({r.encoder_name})" if r.encoder_name else r.encoder
-        row = [named, r.protocol, r.recipe, r.data, *map(_percent, (r.top1, r.top5, beside))]
+        variant = ", a variant" if "variant" in str(r.figures.get("protocol", "")) else ""
+        row = [named, r.protocol + variant, r.recipe, r.data, *map(_percent, (r.top1, r.top5, beside))]
         row += [str(r.seed), _hours(r.hours), _minute(r.finished)]
         if whole:
             more = ", ".join(f"{key} {cell(value)}" for key, value in r.figures.items() if key != _KNN)

@@ -144,6 +144,12 @@ def test_knn_of_an_encoder_stands_beside_its_other_protocols():
     assert rows(results_table(results, whole=True))[0]["further figures"] == "k=20,T=0.07 60.40"
 
 
+def test_a_variant_of_a_protocol_is_marked():
+    figures = {"protocol": "linear, on cached features of centre crops: a variant"}
+    ours = [Result(protocol="linear", encoder="e", figures=f) for f in (figures, {"protocol": "linear"})]
+    assert [row["protocol"] for row in rows(results_table(ours))] == ["linear, a variant", "linear"]
+
+
 def test_markdown_cannot_be_broken_by_a_name():
     text = markdown(results_table([Result(protocol="knn", encoder="a|b\nc<script>", top1=1.0)]))
     lines = text.split("\n")
