@@ -11,12 +11,13 @@ from simsiam.data.sources.digits import digits
 from simsiam.data.sources.folder import FolderImages
 from simsiam.data.sources.shapes import shapes_root
 from simsiam.data.sources.shards import INDEX, ShardImages, shard_name
+from simsiam.data.sources.transfer_sets import SETS, transfer_set
 from simsiam.data.storage import is_url, open_storage, reason
 from simsiam.data.survey import survey
 from simsiam.errors import UserError
 
 _BINARIES = {"cifar10": cifar10, "cifar100": cifar100, "stl10": stl10}
-BUILT_IN = ("shapes", "digits", *_BINARIES)
+BUILT_IN = ("shapes", "digits", *_BINARIES, *SETS)
 _SPLIT_FOLDERS = {"pretrain": ("train",), "train": ("train",), "val": ("val", "test", "validation")}
 
 
@@ -32,9 +33,10 @@ def open_dataset(
     """The images of one split.
 
     Args:
-        data: `shapes`, `digits`, `cifar10[:ROOT]`, `cifar100[:ROOT]`, `stl10[:ROOT]` (ROOT is `$DATA` by default, else
-            `~/.cache/simsiam`), a folder of images or of shards, or a URL of shards. A built-in name wins over a folder
-            called the same: write `./shapes` then.
+        data: `shapes`, `digits`, `cifar10[:ROOT]`, `cifar100[:ROOT]`, `stl10[:ROOT]`, and likewise `flowers102`,
+            `pets`, `food101`, `dtd`, `aircraft`, `cars` (ROOT is `$DATA` by default, else `~/.cache/simsiam`), a folder
+            of images or of shards, or a URL of shards. A built-in name wins over a folder called the same: write
+            `./shapes` then.
         split: `pretrain` (everything there is to pretrain on, labels or not), `train` (labelled) or `val`. In a folder
             both of the first are FOLDER/train, or FOLDER itself without one; `val` is FOLDER/val, /test or /validation.
         download: fetch what a built-in dataset lacks.
@@ -54,6 +56,8 @@ def open_dataset(
         return _folder(shapes_root() / _SPLIT_FOLDERS[split][0], classes, checksums, workers)
     if name == "digits":
         return digits(split)
+    if name in SETS:
+        return transfer_set(name, root, split, download, classes)
     if name is not None:
         return _BINARIES[name](root, split, download)
     folder = _split_folder(root, split)
@@ -95,7 +99,7 @@ def is_in_splits(data: str) -> bool:
 def _parse(data: str) -> tuple[str | None, Path | str]:
     """(built-in name or None, its root or the folder or the URL)."""
     name, colon, root = data.partition(":")
-    if name in _BINARIES:
+    if name in _BINARIES or name in SETS:
         if colon and not root:
             raise UserError(f"--data {data} names no folder after the colon; write {name}:FOLDER or {name}.")
         return name, Path(root or _default_root()).expanduser()

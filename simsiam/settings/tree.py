@@ -127,7 +127,7 @@ class Run:
 
     data: str = ""
     """Image folder (with train/ and val/), folder or URL (s3://, gs://, hf://) of shards, or built in: shapes, digits,
-    cifar10[:ROOT], cifar100[:ROOT], stl10[:ROOT]. Default: $DATA."""
+    cifar10[:ROOT], cifar100, stl10, flowers102, pets, food101, dtd, aircraft, cars. Default: $DATA."""
     subset: str = ""
     """Part of the training images: a fraction (balanced over the classes), 1pct or 10pct (the published ImageNet
     lists), or a file of names. All by default."""
