@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 @ends_with_a_sentence
 def main() -> None:
-    settings = parse(Linear, recipe="lincls-imagenet", prog="lincls.py")
+    run(parse(Linear, recipe="lincls-imagenet", prog="lincls.py"))
+
+
+def run(settings: Linear) -> None:
+    """Also what transfer/classify.py runs, on other sets."""
     cells = sweep_cells(settings.sweep, ("lr",))
     from simsiam.distributed.runtime import running
     from simsiam.run.folder import RunFolder

@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 
 @ends_with_a_sentence
 def main() -> None:
-    settings = parse(FineTune, recipe="semisup-1pct", prog="semisup.py")
+    run(parse(FineTune, recipe="semisup-1pct", prog="semisup.py"))
+
+
+def run(settings: FineTune) -> None:
+    """Also what transfer/classify.py runs, on other sets."""
     cells = sweep_cells(settings.sweep, ("lr", "head_lr"))
     from simsiam.distributed.runtime import running
     from simsiam.run.folder import RunFolder

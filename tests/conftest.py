@@ -43,7 +43,7 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
     def run(script: str, *arguments: object) -> int:
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         try:
-            importlib.import_module(script.removesuffix(".py")).main()
+            importlib.import_module(script.removesuffix(".py").replace("/", ".")).main()
         except SystemExit as stop:
             return stop.code
         return 0

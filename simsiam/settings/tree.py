@@ -227,3 +227,15 @@ class FineTune(Classify):
 
     batchnorm: Literal["synced", "per_rank"] = "synced"
     """Statistics of batch-norm over the images of all ranks, or of each rank."""
+
+
+@dataclass(frozen=True)
+class FewShot(Classify):
+    """Settings of transfer/classify.py --protocol few-shot: logistic regression on features of a few images a class."""
+
+    shots: tuple[int, ...] = (1, 5, 10)
+    """Training images of each class."""
+    trials: int = 10
+    """Draws of those images; the answer is their mean, with its 95% interval."""
+    inverse_l2: float = 10.0
+    """1 / strength of the L2 penalty, for features of length 1."""

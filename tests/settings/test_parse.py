@@ -128,7 +128,8 @@ def test_an_unknown_recipe_names_the_nearest_or_where_to_look() -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_parses(name: str) -> None:
-    kind = {"lincls": Linear, "semisup": FineTune}.get(name.partition("-")[0], Pretrain)
+    kinds = {"lincls": Linear, "semisup": FineTune, "transfer": Linear}
+    kind = {**kinds, "transfer-finetune": FineTune}.get(name, kinds.get(name.partition("-")[0], Pretrain))
     settings = parse(kind, [], recipe=name, prog="x")
     assert settings.out == f"runs/{name}"
     if kind is Pretrain:

@@ -1,0 +1,79 @@
+"""Logistic regression on frozen features of a few images a class, over several draws of these images."""
+
+import math
+from collections.abc import Sequence
+from statistics import mean, stdev
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from simsiam.data.counter import bits
+from simsiam.errors import UserError
+
+_DRAW = 0xFE35407
+
+
+class FewShotAnswer(NamedTuple):
+    """Top-1 in percent of each draw of k images a class."""
+
+    shots: int
+    top1: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return mean(self.top1)
+
+    @property
+    def interval(self) -> float:
+        """Half of the 95% interval of the mean, by Student's t; NaN for a single draw."""
+        from scipy.stats import t
+
+        n = len(self.top1)
+        return float(t.ppf(0.975, n - 1)) * stdev(self.top1) / math.sqrt(n) if n > 1 else math.nan
+
+
+def draw(labels: np.ndarray, shots: int, trial: int, seed: int) -> np.ndarray:
+    """Positions, int64 (classes x shots,), of `shots` images of each class: a function of seed, trial and order.
+
+    Raises:
+        UserError: a class has fewer.
+    """
+    order = np.lexsort((bits(seed, _DRAW, trial, np.arange(len(labels))), labels))
+    counts = np.bincount(labels)
+    if counts.min() < shots:
+        raise UserError(f"--shots {shots} is more than the {counts.min()} images of class number {counts.argmin()}")
+    first = np.cumsum(counts) - counts
+    return order[(first[:, None] + np.arange(shots)).ravel()]
+
+
+def few_shot(
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    val: np.ndarray,
+    val_labels: np.ndarray,
+    *,
+    shots: Sequence[int],
+    trials: int,
+    seed: int,
+    inverse_l2: float,
+    show_progress: bool = False,
+) -> list[FewShotAnswer]:
+    """Accuracy on `val` for each number of shots.
+
+    Args:
+        train, val: features of length 1, float32 (n, D).
+        inverse_l2: sklearn's C.
+
+    Raises:
+        UserError: a class has fewer images than shots.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    answers: dict[int, list[float]] = {k: [] for k in shots}
+    rounds = [(k, trial) for k in shots for trial in range(trials)]
+    for k, trial in tqdm(rounds, desc="few-shot", unit=" fits", leave=False, disable=None if show_progress else True):
+        chosen = draw(train_labels, k, trial, seed)
+        model = LogisticRegression(C=inverse_l2, max_iter=1000).fit(train[chosen], train_labels[chosen])
+        answers[k].append(100 * float((model.predict(val) == val_labels).mean()))
+    return [FewShotAnswer(k, tuple(top1)) for k, top1 in answers.items()]

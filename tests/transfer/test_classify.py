@@ -1,0 +1,53 @@
+"""transfer/classify.py: three protocols on any set, and what it refuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+DIGITS = ("--data", "digits", "--views.size", 16, "--views.resize", 16, "--workers", 0, "--hide-progress")
+GIVEN = (*DIGITS, "--pretrained", "random", "--encoder", "resnet8")
+SHORT = ("--batch-size", 100, "--epochs", 1, "--subset", "40%")
+
+Call = Callable[..., int]
+
+
+def test_linear_and_finetune_sweep_their_rates(call: Call, tmp_path: Path) -> None:
+    for protocol, sweep, cells in (("linear", "lr=3,30", 2), ("finetune", "lr=0.1 head_lr=0.1,1", 2)):
+        out = tmp_path / protocol
+        given = ("--protocol", protocol, *GIVEN, *SHORT, "--sweep", sweep, "--out", out)
+        assert call("transfer/classify.py", *given) == 0
+        assert len(json.loads((out / "sweep.json").read_text())) == cells
+        assert json.loads((out / "summary.json").read_text())["val_images"] == 360
+
+
+def test_few_shot_says_mean_and_interval_the_same_on_two_ranks(call: Call, launch: Callable, tmp_path: Path) -> None:
+    given = ("--protocol=few-shot", *GIVEN, "--shots", "[1,20]", "--trials", 3)
+    assert call("transfer/classify.py", *given, "--out", tmp_path / "1") == 0
+    launch("transfer/classify.py", *given, "--out", tmp_path / "2", ranks=2)
+    one, two = (json.loads((tmp_path / ranks / "few_shot.json").read_text()) for ranks in "12")
+    assert one == two
+    few, more = one["answers"]
+    assert (few["shots"], more["shots"], len(few["top1"])) == (1, 20, 3)
+    assert more["mean"] > few["mean"] > 5
+    assert few["interval"] > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ((), "--protocol is missing; take one of linear, finetune, few-shot"),
+        (("--protocol", "logistic"), "--protocol logistic; take one of"),
+        (("--protocol", "few-shot", *GIVEN, "--shots", "[0]"), "--shots and --trials must be at least 1"),
+        (("--protocol", "few-shot", *GIVEN, "--shots", "[500]"), "--shots 500 is more than the"),
+        (("--protocol", "linear", *GIVEN, "--shots", "[1]"), "Unknown setting 'shots'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    call: Call, tmp_path: Path, given: tuple, says: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert call("transfer/classify.py", *given, *(("--out", tmp_path) if given else ())) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert says in told
