@@ -12,6 +12,7 @@ _COMMANDS = {
     "check-data": "simsiam.commands.check_data",
     "show-views": "simsiam.commands.show_views",
     "shards": "simsiam.commands.shards",
+    "shapes": "simsiam.commands.shapes",
     "protocol": "simsiam.commands.protocol",
     "report": "simsiam.commands.report",
     "recipes": "simsiam.commands.recipes",
