@@ -78,13 +78,14 @@ def run(arguments: argparse.Namespace) -> None:
     temperatures = _numbers("--temperature", arguments.temperature, float, "numbers above 0, such as 0.07,0.1,0.2")
     settings = _settings(arguments)
     from simsiam.distributed.runtime import running
+    from simsiam.run.folder import make_writable, write_atomically
 
     with running(arguments.device) as runtime:
-        folder = runtime.on_main(lambda: _folder(arguments.out))
+        folder = Path(arguments.out) if arguments.out is not None else None
+        if folder is not None:
+            runtime.on_main(lambda: make_writable(folder))
         figures = _measure(arguments, settings, ks, temperatures, runtime)
         if runtime.is_main and folder is not None:
-            from simsiam.run.folder import write_atomically
-
             write_atomically(folder / "knn.json", json.dumps(figures, indent=2) + "\n")
             say("wrote", str(folder / "knn.json"))
 
@@ -282,21 +283,6 @@ def _numbers(option: str, text: str, kind: type, what: str) -> list:
     if not found or not all(0 < number < math.inf for number in found):
         raise UserError(f"{option} {text} is no list of {what}")
     return found
-
-
-def _folder(out: str | None) -> Path | None:
-    """The folder of --out, made and found to be writable."""
-    if out is None:
-        return None
-    path = Path(out)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".write-test"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error.strerror}); give a folder you may write to") from None
-    return path
 
 
 def _say_before(figures: dict[str, Any], encoder: "nn.Module", train: "ImageSet", val: "ImageSet") -> None:

@@ -18,7 +18,7 @@ from simsiam.distributed.runtime import Runtime
 from simsiam.errors import UserError
 from simsiam.settings.tree import Run
 
-_STATES = ("in-progress", "completed", "failed")
+STATES = ("in-progress", "completed", "failed")
 
 
 class RunFolder:
@@ -56,15 +56,7 @@ class RunFolder:
         write_atomically(self.path / "config.yaml", f"# {command}\n# python {platform.python_version()}\n{text}")
 
     def _open(self, settings: Run) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".write-test"
-            probe.write_text("")
-            probe.unlink()
-        except OSError as error:
-            raise UserError(
-                f"--out {self.path} cannot be written ({error.strerror}); give a folder you may write to"
-            ) from None
+        make_writable(self.path)
         if settings.resume == "never" and not settings.debug and any(self.checkpoints.glob("step_*")):
             raise UserError(
                 f"{self.path} already holds a run and --resume is never; give another --out or remove the folder"
@@ -72,7 +64,7 @@ class RunFolder:
 
     def mark(self, state: str) -> None:
         """Shows that the run is `in-progress`, `completed` or `failed`."""
-        for other in _STATES:
+        for other in STATES:
             (self.path / other).unlink(missing_ok=True)
         (self.path / state).touch()
 
@@ -106,6 +98,17 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """summary.json, in one move."""
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def make_writable(path: Path) -> None:
+    """Makes the folder of `--out` and tries it. Raises UserError where it cannot be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".write-test"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be written ({error.strerror}); give a folder you may write to") from None
 
 
 def write_atomically(path: Path, text: str) -> None:

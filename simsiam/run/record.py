@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
+from simsiam.run.folder import STATES
+
 CURVES = ("loss", "knn", "top1", "std", "effective_rank", "lr", "pairs_per_second")
 """What is worth a curve; docs/metrics.md defines each."""
 
-_STATES = ("in-progress", "completed", "failed")
 _FILES = ("config.yaml", "metrics.jsonl", "summary.json")
 
 
@@ -74,7 +75,7 @@ def read_run(path: Path) -> Record:
         config = yaml.safe_load(text)
     except yaml.YAMLError:
         config = None
-    marks = [state for state in _STATES if (path / state).exists()]
+    marks = [state for state in STATES if (path / state).exists()]
     series, words, steps_per_epoch = _metrics(path / "metrics.jsonl")
     return Record(
         path=path,
