@@ -93,10 +93,9 @@ def answers(
         if not len(part.samples):
             yield Answers(part.samples, torch.empty(0, 0), dict(part.skipped))
             continue
-        pixels = part.images.to(precision.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
         with torch.inference_mode():
             with precision.autocast():
-                features = encoder(augment.normalise(pixels))
+                features = encoder(augment.centred(part.images))
             probabilities = head(features.float()).softmax(dim=1).cpu()
         yield Answers(part.samples, probabilities, dict(part.skipped))
 

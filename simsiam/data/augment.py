@@ -68,6 +68,11 @@ class Augment(nn.Module):
                 torch.div(images.sub_(self.mean), self.std, out=out[part])
         return out.view(num_views, n, 3, side, side)
 
+    def centred(self, crops: Tensor) -> Tensor:
+        """Centre crops uint8 (N, S, S, 3) -> float32 (N, 3, S, S) on the device, normalised, channels_last."""
+        pixels = crops.to(self.mean.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+        return self.normalise(pixels)
+
     def normalise(self, images: Tensor) -> Tensor:
         """float (N, 3, H, W) in 0..1 -> normalised, channels_last."""
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)

@@ -96,9 +96,8 @@ def evaluate_classifiers(
     with tqdm(total=len(mine), desc="validating", unit=" images", leave=False, disable=disable) as bar:
         for part in centres(images, mine, views, batch):
             if len(part.labels):
-                pixels = part.images.to(runtime.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
                 with precision.autocast():
-                    answers = logits(augment.normalise(pixels)).float()
+                    answers = logits(augment.centred(part.images)).float()
                 tally.add(answers, part.labels.to(runtime.device))
             tally.skipped += len(part.skipped)
             bar.update(len(part.labels) + len(part.skipped))

@@ -65,13 +65,13 @@ def extract_features(
         for part in centres(images, mine, views, batch):
             size = len(part.labels)
             if size:
-                pixels = part.images.to(runtime.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+                crops = part.images
                 if size < full:
                     # A lone image goes through another kernel and gets other last bits, and how short the last batch is
                     # depends on the number of ranks.
-                    pixels = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, full - size))
+                    crops = F.pad(crops, (0, 0, 0, 0, 0, 0, 0, full - size))
                 with nullcontext() if precision is None else precision.autocast():
-                    found = encoder(augment.normalise(pixels))[:size].float()
+                    found = encoder(augment.centred(crops))[:size].float()
                 if kept is None:
                     # All at once, for a list and its concatenation would take the memory twice.
                     kept = torch.empty(len(mine), found.shape[1], dtype=dtype, device=runtime.device)

@@ -1,5 +1,6 @@
 """What lincls.py and semisup.py train on, choose on and validate on."""
 
+from functools import partial
 from typing import NamedTuple
 
 from simsiam.data.image_set import ImageSet
@@ -39,7 +40,7 @@ def open_labelled(settings: Classify, runtime: Runtime) -> LabelledSets:
     if not opened.classes or (opened.labels < 0).any():
         raise UserError(f"{settings.data} has images without a label; classification needs train/CLASS/ folders")
     val = open_images(settings, "val", runtime, opened.classes)
-    sha256 = data_hash(opened, val)
+    sha256 = runtime.on_main(partial(data_hash, opened, val))  # a second or two of ImageNet
     whole, loader_is = choose_images(opened, settings, runtime.is_main)
     val, _ = choose_images(val, settings, runtime.is_main)
     count = settings.held_out or (min(len(whole) // 5, _MOST_HELD_OUT) if settings.sweep else 0)
