@@ -1,10 +1,8 @@
 """`shapes` for detection: scenes with boxes and masks, in the layouts of PASCAL VOC 2007 and COCO 2017."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
@@ -19,7 +17,7 @@ from torchvision.utils import draw_bounding_boxes, make_grid
 from simsiam.data.cache import cache_root
 from simsiam.data.sources.scene_drawing import Scene, draw_scene
 from simsiam.data.sources.shapes import CLASSES
-from simsiam.errors import UserError
+from simsiam.data.whole_folder import whole_folder
 
 Layout = Literal["voc", "coco"]
 _VERSION = "scenes-v1"  # the cache folder: raise it whenever a byte of any scene changes
@@ -50,7 +48,8 @@ def make_scenes(root: Path, layout: Layout = "voc", train: int = 1000, val: int 
     """
     writers: dict[Layout, Callable[[Path, int, int, int], None]] = {"voc": _write_voc, "coco": _write_coco}
     root = Path(root)
-    with _whole(root, layout) as draft:
+    made = partial(has_scenes, root, layout)
+    with whole_folder(root, made, what="scenes", remedy="give a new or empty folder") as draft:
         if draft is not None:
             writers[layout](draft, train, val, seed)
             _write_preview(draft / "preview.png", scenes("train", min(train, _PREVIEWED), seed))
@@ -74,27 +73,6 @@ def has_scenes(root: Path, layout: Layout) -> bool:
     """Whether a folder holds a set of a layout."""
     wanted = {"voc": ("VOC2007",), "coco": ("annotations", "train2017", "val2017")}[layout]
     return all((root / name).is_dir() for name in wanted)
-
-
-@contextmanager
-def _whole(root: Path, layout: Layout) -> Iterator[Path | None]:
-    """A folder to write into, renamed to `root` at the end; None where the set is there already."""
-    if has_scenes(root, layout):
-        yield None
-        return
-    draft = None
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-        draft.chmod(0o755)  # mkdtemp's 0700 would hide a shared cache from its other users
-        yield draft
-        draft.rename(root)  # refused where another process was first
-    except OSError as error:
-        if not has_scenes(root, layout):
-            raise UserError(f"Cannot write scenes to {root} ({error.strerror}); give a new or empty folder.") from error
-    finally:
-        if draft is not None:
-            shutil.rmtree(draft, ignore_errors=True)
 
 
 def _write_voc(root: Path, train: int, val: int, seed: int) -> None:

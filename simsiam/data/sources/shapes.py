@@ -5,16 +5,14 @@ learns to ignore those has learned the class. With backgrounds or colours free i
 what identifies the image instead, and SimSiam's features get no better than random ones.
 """
 
-import shutil
-import tempfile
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from simsiam.data.cache import cache_root
-from simsiam.errors import UserError
+from simsiam.data.whole_folder import whole_folder
 
 CLASSES = tuple(f"shape{label}" for label in range(10))
 _VERSION = "shapes-v3"  # the cache folder: raise it whenever a byte of any image changes
@@ -67,24 +65,11 @@ def make_shapes(root: Path, train: int = 5000, val: int = 1000, size: int = 32, 
         UserError: the folder cannot be written, or is there with something else in it.
     """
     root = Path(root)
-    if _is_made(root):
-        return
-    draft = None
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-        draft.chmod(0o755)  # mkdtemp's 0700 would hide a shared cache from its other users
-        for stream, (split, count) in enumerate((("train", train), ("val", val))):
-            _write_split(draft / split, count, size, (seed << 8) + stream)
-        draft.rename(root)  # refused where another process was first
-    except OSError as error:
-        if not _is_made(root):
-            raise UserError(
-                f"Cannot write the dataset shapes to {root} ({error.strerror}); set SIMSIAM_CACHE."
-            ) from error
-    finally:
+    made = partial(_is_made, root)
+    with whole_folder(root, made, what="the dataset shapes", remedy="set SIMSIAM_CACHE") as draft:
         if draft is not None:
-            shutil.rmtree(draft, ignore_errors=True)
+            for stream, (split, count) in enumerate((("train", train), ("val", val))):
+                _write_split(draft / split, count, size, (seed << 8) + stream)
 
 
 def shapes_root() -> Path:
