@@ -86,7 +86,7 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     clock.restart()
 
     for micro_batches in clock.timed(loader.steps(state.step, numbers.stop_step)):
-        views = journal.first_views(augment(c.images, c.samples, c.epoch) for c in micro_batches)
+        views = journal.first_views((augment(c.images, c.samples, c.epoch) for c in micro_batches), settings.views)
         result = train_step(state, ((v,) for v in views))
         guard.watch(state.step, result.finite)
         journal.stepped(micro_batches, images)

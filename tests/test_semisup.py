@@ -141,6 +141,6 @@ def test_a_classifier_is_not_validated_on_other_classes_nor_gone_on_with_from_an
             for number in range(30):
                 Image.new("RGB", (20, 20)).save(tmp_path / split / name / f"{number}.png")
     assert call("semisup.py", *given, "--data", tmp_path, "--subset", "", "--evaluate-only") == 2
-    assert "holds a classifier of 10 classes (0, 1, 2, ...)" in capsys.readouterr().err
+    assert "holds a run with 10 classes (0, 1, 2, ...)" in capsys.readouterr().err
     assert call("semisup.py", *given, "--pretrained", "random", "--encoder", "resnet20") == 2
-    assert "holds a classifier of another encoder (resnet8" in capsys.readouterr().err
+    assert "holds a run with another encoder (resnet8" in capsys.readouterr().err

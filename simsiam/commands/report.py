@@ -20,21 +20,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prints the tables and writes the page; raises UserError where there is nothing or where it cannot be written."""
     from simsiam.commands.say import counted, say
+    from simsiam.run.detection_tables import detection_table, published_detection_table
     from simsiam.run.report import gather, markdown, published_table, results_table
     from simsiam.run.report_page import page
 
     found = gather(arguments.paths)
-    text = "No run has ended with a result yet.\n"
-    if found.results:
-        text = markdown(results_table(found.results)) + "\n"
-        others = published_table(found.results)
-        if others.rows:
-            text += f"\n{others.title}:\n\n{markdown(others)}\n"
+    runs, detection = found.runs.values(), detection_table(found.runs.values())
+    tables = (published_table(found.results), detection, published_detection_table(runs))
+    parts = [markdown(results_table(found.results))] if found.results else []
+    parts += [f"{table.title}:\n\n{markdown(table)}" for table in tables if table.rows]
+    text = "\n\n".join(parts or ["No run has ended with a result yet."]) + "\n"
     print(text.encode("utf-8", "backslashreplace").decode(), flush=True)
     if arguments.markdown:
         _write(arguments.markdown, text)
     _write(arguments.out, page(found))
-    say("found", f"{counted(len(found.results), 'result')}, {counted(len(found.runs), 'run')}")
+    results = len(found.results) + len(detection.rows)
+    say("found", f"{counted(results, 'result')}, {counted(len(found.runs), 'run')}")
     say("page", arguments.out)
 
 

@@ -33,7 +33,7 @@ def open_coco(root: str | Path, split: str, *, masks: bool = True, filter_empty:
         UserError: a file is missing, cut short or no instances file, or an object's category is not in it.
     """
     root = Path(root)
-    file = root / "annotations" / f"instances_{split}.json"
+    file = annotation_file(root, split)
     content = _load(file)
     categories = _sorted(content["categories"], file, "categories")
     numbers = [category["id"] for category in categories]
@@ -54,6 +54,11 @@ def open_coco(root: str | Path, split: str, *, masks: bool = True, filter_empty:
         noted=reader.noted,
     )
     return found.annotated() if filter_empty else found
+
+
+def annotation_file(root: Path, split: str) -> Path:
+    """Where COCO's annotations of a split are."""
+    return root / "annotations" / f"instances_{split}.json"
 
 
 class _Reader:

@@ -35,6 +35,7 @@ def build_detector(
     mask: bool,
     extra_norm: bool = True,
     min_size: int | Sequence[int] = 800,
+    test_size: int | None = None,
     max_size: int = 1333,
     image_mean: Sequence[float] = MEAN,
     image_std: Sequence[float] = STD,
@@ -43,6 +44,7 @@ def build_detector(
     post_nms: tuple[int, int] | None = None,
     anchor_batch: int = 256,
     region_batch: int = 512,
+    region_side: int | None = None,
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,
     max_detections: int = 100,
@@ -58,16 +60,17 @@ def build_detector(
     num_classes: without background.
     head: "c4" is layer4 over each region, "fpn" is a feature pyramid with two linear layers.
     extra_norm: batch-norm in what is new: behind layer4 ("c4") or in the pyramid's convolutions ("fpn").
-    min_size, max_size: pixels of the shorter side, one drawn for each image in training and the last one in
-        evaluation; and the most of the longer side.
+    min_size, test_size, max_size: pixels of the shorter side, one drawn for each image in training; of that in
+        evaluation, by default the last of these; and the most of the longer side.
     anchor_sizes: sides of the square anchors in pixels, on each cell ("c4") or one a map ("fpn", five).
     pre_nms, post_nms: proposals kept before and after suppression, (training, evaluation); default by head.
     anchor_batch, region_batch: how many of an image the losses sample.
+    region_side: cells of a region's crop to a side; default 14 ("c4") or 7 ("fpn").
     score_threshold, nms_threshold, max_detections: what evaluation keeps, the last of an image.
     """
     _check(encoder, num_classes, head, anchor_sizes)
     encoder = copy.deepcopy(encoder).requires_grad_(True).train()
-    side = {"c4": 14, "fpn": 7}[head]
+    side = region_side or {"c4": 14, "fpn": 7}[head]
     if head == "c4":
         backbone = c4.Trunk(encoder)
         box_head = c4.Res5(encoder, extra_norm)
@@ -110,7 +113,8 @@ def build_detector(
     )
     # The batch is padded to whole strides, so that every cell of a map stands for as many pixels.
     shorter = (min_size,) if isinstance(min_size, int) else tuple(min_size)
-    return GeneralizedRCNN(backbone, rpn, heads, Resize(shorter, max_size, image_mean, image_std, divisor))
+    resize = Resize(shorter, test_size or shorter[-1], max_size, image_mean, image_std, divisor)
+    return GeneralizedRCNN(backbone, rpn, heads, resize)
 
 
 def _check(encoder: nn.Module, num_classes: int, head: str, anchor_sizes: Sequence[float]) -> None:

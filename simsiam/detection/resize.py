@@ -1,5 +1,7 @@
 """Images to one batch at the network's size, and detections back to the size of their image, as Detectron2 does it."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,8 +23,24 @@ class Resize(GeneralizedRCNNTransform):
     """torchvision's normalising and batching, with Detectron2's resizing and pasting of masks.
 
     torchvision's own rounds sizes down, to nothing for an image of 10,000 x 5 pixels, and puts masks on whole pixels.
-    In training each image's shorter side is one of `min_size`, from torch's generator; in evaluation it is the last.
+    In training each image's shorter side is one of `min_size`, from torch's generator; in evaluation it is `test_size`.
+
+    Attributes:
+        pastes_masks: give masks the size of their image; else they stay in their boxes, a hundredth of the memory.
     """
+
+    def __init__(
+        self,
+        min_size: Sequence[int],
+        test_size: int,
+        max_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        divisor: int,
+    ) -> None:
+        """Sizes in pixels; `mean` and `std` of RGB in 0..1; the batch is padded to multiples of `divisor`."""
+        super().__init__(tuple(min_size), max_size, list(mean), list(std), divisor)
+        self.test_size, self.pastes_masks = test_size, True
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         """Image (3, H, W), target with boxes (N, 4) in pixels and maybe masks (N, H, W) -> both at the new size.
@@ -32,7 +50,7 @@ class Resize(GeneralizedRCNNTransform):
         height, width = image.shape[-2:]
         if not height or not width:
             raise UserError(f"An image of {width} x {height} pixels cannot be searched for objects; leave it out")
-        shorter = self.torch_choice(self.min_size) if self.training else self.min_size[-1]
+        shorter = self.torch_choice(self.min_size) if self.training else self.test_size
         shape = resized_shape(height, width, shorter, self.max_size)
         # Antialiased, which only shrinking notices: so PIL resizes for Detectron2.
         image = F.interpolate(image[None], shape, mode="bilinear", align_corners=False, antialias=True)[0]
@@ -54,7 +72,7 @@ class Resize(GeneralizedRCNNTransform):
         """Boxes, and masks (n, 1, M, M) of probabilities in their box, at the images' own sizes: masks (n, 1, H, W)."""
         for detections, shape, original in zip(result, shapes, originals):
             detections["boxes"] = resize_boxes(detections["boxes"], shape, original)
-            if "masks" in detections:
+            if "masks" in detections and self.pastes_masks:
                 detections["masks"] = paste_masks(detections["masks"], detections["boxes"], original)
         return result
 

@@ -22,7 +22,7 @@ from simsiam.data.subset_lists import all_names
 from simsiam.distributed.runtime import Runtime
 from simsiam.distributed.threads import usable_cores
 from simsiam.errors import UserError
-from simsiam.settings.tree import Run
+from simsiam.settings.tree import Job
 
 _log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def config_hash(settings: Run) -> str:
+def config_hash(settings: Job) -> str:
     """SHA-256, in hex, of the settings that may change a result, as JSON with sorted keys.
 
     A setting that a later version adds gives its runs another hash than those of this version.

@@ -9,13 +9,15 @@ from torch import nn
 from simsiam.distributed.runtime import Runtime
 from simsiam.errors import UserError
 from simsiam.export.read import load_encoder
+from simsiam.export.state import read_state
 from simsiam.export.write import encoder_hash
 from simsiam.models.encoders import build_encoder
 from simsiam.run.folder import write_atomically
-from simsiam.settings.tree import Classify
+from simsiam.settings.detect import Detect
+from simsiam.settings.tree import Classify, Views
 
 
-def pretrained_encoder(settings: Classify) -> nn.Module:
+def pretrained_encoder(settings: Classify | Detect) -> nn.Module:
     """The encoder of `--pretrained`; `random` is drawn from torch's generator. Raises UserError where there is none."""
     if not settings.pretrained:
         raise UserError("No encoder is given: set --pretrained to a run folder, an encoder file, or random")
@@ -24,6 +26,13 @@ def pretrained_encoder(settings: Classify) -> nn.Module:
     if not settings.encoder:
         raise UserError("--pretrained random needs the encoder's name; add --encoder, such as --encoder resnet50")
     return build_encoder(settings.encoder)
+
+
+def pixel_statistics(settings: Detect) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of RGB in 0..1: the settings', else those of the encoder's file, else ImageNet's."""
+    said = {} if settings.pretrained == "random" else read_state(settings.pretrained)[1]
+    mean = settings.mean or json.loads(said.get("pixel_mean", "null")) or Views.mean
+    return tuple(mean), tuple(settings.std or json.loads(said.get("pixel_std", "null")) or Views.std)
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class Subject:
         """The subject of a run that begins with `encoder` as it is now."""
         return cls(encoder.encoder_name, encoder_hash(encoder), tuple(classes))
 
-    def check(self, path: Path, settings: Classify, runtime: Runtime) -> None:
+    def check(self, path: Path, settings: Classify | Detect, runtime: Runtime) -> None:
         """Compares with the run folder that `path` is. Raises UserError, on every rank, where it is about another."""
         runtime.on_main(lambda: self._check(path, settings))
 
@@ -47,19 +56,19 @@ class Subject:
         """Notes it in the run folder, as subject.json; rank 0."""
         write_atomically(path / "subject.json", json.dumps(vars(self)) + "\n")
 
-    def _check(self, path: Path, settings: Classify) -> None:
+    def _check(self, path: Path, settings: Classify | Detect) -> None:
         file = path / "subject.json"
         if not file.exists():
             return
         held = Subject(**{**json.loads(file.read_text()), "classes": tuple(json.loads(file.read_text())["classes"])})
         if held.classes != self.classes:
             raise UserError(
-                f"{path} holds a classifier of {_named(held.classes)}, but {settings.data} has {_named(self.classes)}; "
+                f"{path} holds a run with {_named(held.classes)}, but {settings.data} has {_named(self.classes)}; "
                 "give the data it was trained on, or another --out"
             )
         if (held.encoder, held.encoder_sha256) != (self.encoder, self.encoder_sha256):
             raise UserError(
-                f"{path} holds a classifier of another encoder ({held.encoder}, {held.encoder_sha256[:12]}) than "
+                f"{path} holds a run with another encoder ({held.encoder}, {held.encoder_sha256[:12]}) than "
                 f"{settings.pretrained} ({self.encoder}, {self.encoder_sha256[:12]}); give another --out"
             )
 

@@ -47,10 +47,15 @@ def build_optimizer(
     else:
         optimizer = torch.optim.SGD(param_groups, **common, fused=True)
     if optim.momentum:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        begin_momentum(optimizer)
     return optimizer, schedules
+
+
+def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Gives every parameter its momentum buffer, of zeros."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _by_dimension(parameters: list[nn.Parameter], exclude_1d: bool) -> list[tuple[str, list[nn.Parameter], bool]]:

@@ -2,6 +2,16 @@
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
+
+
+class RateOverTime(Protocol):
+    """What training asks of a schedule: the rate of a step, and for the banner its top and a word for its shape."""
+
+    peak: float
+    shape: str
+
+    def at(self, step: int) -> float: ...
 
 
 @dataclass(frozen=True)

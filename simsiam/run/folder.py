@@ -16,7 +16,7 @@ import yaml
 
 from simsiam.distributed.runtime import Runtime
 from simsiam.errors import UserError
-from simsiam.settings.tree import Run
+from simsiam.settings.tree import Job
 
 STATES = ("in-progress", "completed", "failed")
 
@@ -32,7 +32,7 @@ class RunFolder:
         self._begun = False
 
     @contextmanager
-    def opened(self, settings: Run, runtime: Runtime) -> Iterator["RunFolder"]:
+    def opened(self, settings: Job, runtime: Runtime) -> Iterator["RunFolder"]:
         """The folder made; marked `failed` where a run that has begun ends by an exception.
 
         Raises UserError where it cannot be written, or where `--resume never` finds a run in it.
@@ -45,7 +45,7 @@ class RunFolder:
                 self.mark("failed")
             raise
 
-    def begin(self, settings: Run) -> None:
+    def begin(self, settings: Job) -> None:
         """Writes config.yaml and marks the run in progress; rank 0, when nothing is left that a mistake could stop."""
         self._begun = True
         # An encoder file of an earlier end would be taken for this run's; its weights are in the checkpoint too.
@@ -55,7 +55,7 @@ class RunFolder:
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         write_atomically(self.path / "config.yaml", f"# {command}\n# python {platform.python_version()}\n{text}")
 
-    def _open(self, settings: Run) -> None:
+    def _open(self, settings: Job) -> None:
         make_writable(self.path)
         if settings.resume == "never" and not settings.debug and any(self.checkpoints.glob("step_*")):
             raise UserError(

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.io import write_png
 
-from simsiam.data.image_set import ImageSet
-from simsiam.data.loaders import Crops
+from simsiam.data.stand_ins import Named, WithStandIns
 from simsiam.distributed.collectives import mean_over_ranks
 from simsiam.distributed.runtime import Runtime
 from simsiam.errors import TrainingStopped
@@ -21,7 +20,7 @@ from simsiam.run.metrics import Metrics
 from simsiam.run.pictures import view_grid
 from simsiam.run.progress import Progress
 from simsiam.settings.derive import Numbers
-from simsiam.settings.tree import Run
+from simsiam.settings.tree import Job, Views
 from simsiam.training.clock import Clock
 from simsiam.training.finite import FiniteGuard
 from simsiam.training.state import TrainState
@@ -38,7 +37,7 @@ class Journal:
     def __init__(
         self,
         folder: RunFolder,
-        settings: Run,
+        settings: Job,
         numbers: Numbers,
         runtime: Runtime,
         state: TrainState,
@@ -59,19 +58,24 @@ class Journal:
         """A line on rank 0."""
         self._progress.say(text)
 
-    def first_views(self, views: Iterable[Tensor]) -> Iterator[Tensor]:
+    def first_views(self, batches: Iterable[Tensor], views: Views) -> Iterator[Tensor]:
         """Hands on the views of a step's micro-batches; the first the run ever sees become a picture."""
-        for number, images in enumerate(views):
+        for number, images in enumerate(batches):
             if number == 0 and self._runtime.is_main and not (self._folder.path / "first_views.png").exists():
-                picture = view_grid(images, self._settings.views)
+                picture = view_grid(images, views)
                 write_png(picture, str(self._folder.path / "first_views.png"))
                 self._metrics.pictures("first_views", picture)
             yield images
 
-    def stepped(self, micro_batches: list[Crops], images: ImageSet) -> None:
+    def picture(self, name: str, picture: Tensor | None) -> None:
+        """A picture for TensorBoard, uint8 (3, H, W); None is none."""
+        if picture is not None:
+            self._metrics.pictures(name, picture)
+
+    def stepped(self, micro_batches: Iterable[WithStandIns], images: Named) -> None:
         """Moves the progress on by a step, and lists images that could not be read, each once a run."""
         self._progress.stepped()
-        for sample, reason in (pair for crops in micro_batches for pair in crops.replaced):
+        for sample, reason in (pair for batch in micro_batches for pair in batch.replaced):
             if sample not in self._bad:
                 self._bad.add(sample)
                 with self._folder.bad_files.open("a") as file:
@@ -163,7 +167,7 @@ def memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def banner(settings: Run, numbers: Numbers, runtime: Runtime, state: TrainState, facts: dict[str, str]) -> str:
+def banner(settings: Job, numbers: Numbers, runtime: Runtime, state: TrainState, facts: dict[str, str]) -> str:
     """The effective settings of a run, a line each."""
     groups = (
         f"{group['name']} {schedule.peak:g} {schedule.shape}"
@@ -174,8 +178,9 @@ def banner(settings: Run, numbers: Numbers, runtime: Runtime, state: TrainState,
         **facts,
         "batch": f"{numbers.global_batch} images, {numbers.rank_batch} on each of {runtime.world_size} rank(s){pieces}",
         "batch norm": f"over {numbers.bn_group} images of a view",
-        "rates": ", ".join(groups) + f" ({settings.optim.name})",
-        "steps": f"{numbers.steps_per_epoch} an epoch, {numbers.total_steps} in {settings.epochs} epochs, "
+        "rates": ", ".join(groups) + f" ({type(state.optimizer).__name__.lower()})",
+        "steps": f"{numbers.steps_per_epoch} an epoch, {numbers.total_steps} in "
+        f"{numbers.total_steps / numbers.steps_per_epoch:.4g} epochs, "
         f"from {state.step} to {numbers.stop_step}",
         "device": f"{runtime.device}, {state.precision.name}",
     }

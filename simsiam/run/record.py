@@ -11,7 +11,7 @@ import yaml
 
 from simsiam.run.folder import STATES
 
-CURVES = ("loss", "knn", "top1", "std", "effective_rank", "lr", "pairs_per_second")
+CURVES = ("loss", "knn", "top1", "AP50", "AP", "AP75", "mask_AP", "std", "effective_rank", "lr", "pairs_per_second")
 """What is worth a curve; docs/metrics.md defines each."""
 
 _FILES = ("config.yaml", "metrics.jsonl", "summary.json")
@@ -41,10 +41,12 @@ class Record:
 
     @property
     def kind(self) -> str:
-        """`pretraining` or `classification`: their curves have nothing to do with each other."""
+        """`pretraining`, `classification` or `detection`: their curves have nothing to do with each other."""
         if self.config:
-            return "pretraining" if "method" in self.config else "classification"
-        return "classification" if "top1" in self.series else "pretraining"
+            told = {"method": "pretraining", "train_sets": "detection"}
+            return next((kind for key, kind in told.items() if key in self.config), "classification")
+        told = {"top1": "classification", "AP": "detection"}
+        return next((kind for key, kind in told.items() if key in self.series), "pretraining")
 
     @property
     def recipe(self) -> str:
@@ -99,7 +101,7 @@ def _metrics(path: Path) -> tuple[dict[str, list[tuple[float, float]]], dict[str
         if step is None:
             continue
         if "lr" not in line:
-            line["lr"] = line.get("lr/head")  # a classifier's only rate
+            line["lr"] = line.get("lr/head", line.get("lr/detector"))  # a classifier's only rate, a detector's main one
         for key in CURVES:
             value = _number(line.get(key))
             if value is not None:

@@ -16,7 +16,7 @@ LEDGER = "results.jsonl"
 
 _DEPTH = 3  # folders below a PATH that are searched
 _DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10", "shapes": "", "digits": ""}
-_OF_A_RUN = ("checkpoints", "tensorboard", "sweep")  # folders in a run folder that are not searched
+_OF_A_RUN = ("checkpoints", "tensorboard", "sweep", "trials")  # folders in a run folder that are not searched
 _SUBSETS = {"1pct": "1pct", "1%": "1pct", "0.01": "1pct", "10pct": "10pct", "10%": "10pct", "0.1": "10pct"}
 _KNN = knn_cell(200, 0.1)
 
@@ -26,7 +26,8 @@ class Found:
     """What lies at the paths of a report.
 
     Attributes:
-        results: of the ledgers in their order, then of completed runs that no ledger tells of.
+        results: of the ledgers in their order, then of completed runs that no ledger tells of. Runs of detection
+            are not among them: they have other figures and `detection_table`.
         runs: run folders by the name that tells them apart.
     """
 
@@ -127,10 +128,12 @@ def published_table(results: Sequence[Result]) -> Table:
 
 
 def runs_table(runs: dict[str, Record]) -> Table:
-    """How each run went, a row each."""
-    names = ("state", "verdict", "loss", "knn", "top1", "pairs_per_second", "seconds")
-    headers = ("run", "state", "verdict", "loss", "kNN", "top-1", "pairs/s", "seconds")
-    rows = [[name, run.state, *(cell(run.figure(key)) for key in names[1:])] for name, run in runs.items()]
+    """How each run went, a row each; with AP where one is of detection."""
+    detects = any(run.kind == "detection" for run in runs.values())
+    ap = ("AP",) if detects else ()
+    names = ("verdict", "loss", "knn", "top1", *ap, "pairs_per_second", "seconds")
+    headers = ("run", "state", "verdict", "loss", "kNN", "top-1", *ap, "pairs/s", "seconds")
+    rows = [[name, run.state, *(cell(run.figure(key)) for key in names)] for name, run in runs.items()]
     return Table("Runs", headers, rows, frozenset(headers[3:]))
 
 
@@ -181,7 +184,8 @@ def _named(runs: list[Record]) -> dict[str, Record]:
 
 def _result_of(run: Record) -> Result | None:
     """The result of a completed run, for a report over runs that no ledger knows."""
-    if run.path.parent.name == "sweep":  # a cell's accuracy is that of held-out training images
+    # Detection has other figures and a table of its own; a cell's accuracy is that of held-out training images.
+    if run.kind == "detection" or run.path.parent.name == "sweep":
         return None
     name = "knn" if run.kind == "pretraining" else "top1"
     if run.state != "completed" or not isinstance(run.summary.get(name), (int, float)):

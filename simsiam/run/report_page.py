@@ -10,17 +10,22 @@ from pathlib import Path
 import simsiam
 from simsiam.evaluation.ledger import utc_now
 from simsiam.run.curves import Line, chart, short, style_class
+from simsiam.run.detection_tables import detection_table, published_detection_table
 from simsiam.run.record import CURVES, Record
 from simsiam.run.report import Found, Table, published_table, results_table, runs_table, sweep_table
 from simsiam.run.report_assets import SCRIPT, STYLE
 
-PICTURES = ("first_views.png", "confusion.png")
+PICTURES = ("first_views.png", "confusion.png", "detections.png")
 _PICTURE_BYTES = 2 << 20  # a page with larger ones would be no page to send
 
 _TITLES = {
     "loss": "loss",
     "knn": "kNN top-1, percent",
     "top1": "top-1, percent",
+    "AP50": "box AP50, percent",
+    "AP": "box AP, percent",
+    "AP75": "box AP75, percent",
+    "mask_AP": "mask AP, percent",
     "std": "std of projections (1: even spread)",
     "effective_rank": "effective rank",
     "lr": "learning rate",
@@ -30,10 +35,14 @@ _TITLES = {
 
 def page(found: Found) -> str:
     """The page as ASCII text: whatever encoding a server announces, it is read as it was meant."""
-    body = [_table(results_table(found.results, whole=True), "No run has ended with a result yet.")]
-    others = published_table(found.results)
-    if others.rows:
-        body.append(f'<div class="others">{_table(others)}</div>')
+    body = []
+    detection = detection_table(found.runs.values())
+    if found.results or not detection.rows:
+        body.append(_table(results_table(found.results, whole=True), "No run has ended with a result yet."))
+        body += _others(published_table(found.results))
+    if detection.rows:
+        body.append(_table(detection))
+        body += _others(published_detection_table(found.runs.values()))
     if found.runs:
         body.append(_table(runs_table(found.runs)))
     for kind in dict.fromkeys(run.kind for run in found.runs.values()):
@@ -53,6 +62,11 @@ def page(found: Found) -> str:
         f"<script>{SCRIPT}</script></body></html>\n"
     )
     return text.encode("ascii", "xmlcharrefreplace").decode()
+
+
+def _others(table: Table) -> Iterable[str]:
+    if table.rows:
+        yield f'<div class="others">{_table(table)}</div>'
 
 
 def _table(table: Table, nothing: str = "", level: int = 2) -> str:

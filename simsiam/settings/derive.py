@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from simsiam.errors import UserError
-from simsiam.settings.tree import Run
+from simsiam.settings.tree import Job, Run
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,33 @@ class Numbers:
 
 def derive(settings: Run, world_size: int, num_images: int) -> Numbers:
     """The run's numbers. Raises UserError where they do not work out."""
+    if settings.epochs < 1:
+        raise UserError(f"--epochs {settings.epochs} must be at least 1")
+    check_batch(settings, world_size, num_images)
+    total = settings.epochs * (num_images // settings.batch_size)
+    return numbers_of(settings, world_size, num_images, total, settings.optim.lr * settings.batch_size / 256)
+
+
+def numbers_of(settings: Job, world_size: int, num_images: int, total_steps: int, peak_lr: float) -> Numbers:
+    """The numbers of a schedule of `total_steps` over a batch that `check_batch` has passed."""
+    batch = settings.batch_size
+    return Numbers(
+        global_batch=batch,
+        rank_batch=batch // world_size,
+        micro_batch=batch // (world_size * settings.accumulate),
+        bn_group=batch // settings.accumulate,
+        steps_per_epoch=num_images // batch,
+        total_steps=total_steps,
+        stop_step=min(total_steps, settings.max_steps or total_steps),
+        peak_lr=peak_lr,
+    )
+
+
+def check_batch(settings: Job, world_size: int, num_images: int) -> None:
+    """Raises UserError where the batch does not divide over ranks and micro-batches, or outgrows the set."""
     batch, pieces = settings.batch_size, world_size * settings.accumulate
-    if min(batch, settings.accumulate, settings.epochs) < 1:
-        raise UserError("--batch-size, --accumulate and --epochs must be at least 1")
+    if min(batch, settings.accumulate) < 1:
+        raise UserError("--batch-size and --accumulate must be at least 1")
     if settings.max_steps < 0:
         raise UserError(f"--max-steps {settings.max_steps} is below 0; 0 is no limit")
     if batch % pieces:
@@ -50,15 +74,3 @@ def derive(settings: Run, world_size: int, num_images: int) -> Numbers:
         fits = num_images // pieces * pieces
         remedy = f"take --batch-size {fits}" if fits else "use fewer ranks or micro-batches"
         raise UserError(f"--batch-size {batch} is larger than the training set of {num_images} images; {remedy}")
-    steps_per_epoch = num_images // batch
-    total = settings.epochs * steps_per_epoch
-    return Numbers(
-        global_batch=batch,
-        rank_batch=batch // world_size,
-        micro_batch=batch // pieces,
-        bn_group=batch // settings.accumulate,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total,
-        stop_step=min(total, settings.max_steps or total),
-        peak_lr=settings.optim.lr * batch / 256,
-    )

@@ -12,9 +12,9 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_parsing_settings
 
 from simsiam.errors import UserError
-from simsiam.settings.tree import Run
+from simsiam.settings.tree import Job
 
-S = TypeVar("S", bound=Run)
+S = TypeVar("S", bound=Job)
 
 _OTHER_NAMES = {"--method": "--method.name", "--evaluate": "--evaluate_only"}
 
@@ -71,10 +71,10 @@ def parse(kind: type[S], argv: list[str] | None = None, *, recipe: str, prog: st
         data=settings.data or os.environ.get("DATA", ""),
         out=settings.out or str(Path(os.environ.get("LOG", "runs")) / path.stem),
     )
-    return _debugged(settings) if settings.debug else settings
+    return settings.debugged(int(os.environ.get("WORLD_SIZE", 1))) if settings.debug else settings
 
 
-def _parser(kind: type[Run], prog: str, recipe: str) -> ArgumentParser:
+def _parser(kind: type[Job], prog: str, recipe: str) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog=prog, exit_on_error=False, description=f"Keys may be written with - or _. Default recipe: {recipe}."
@@ -163,17 +163,3 @@ def _nearest(key: str, known: list[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     near = near or [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]][:1]
     return f"; did you mean {near[0]!r}?" if near else "; see --help for the known ones"
-
-
-def _debugged(settings: S) -> S:
-    """The same run in seconds: small batch, two steps, every later stage."""
-    return replace(
-        settings,
-        batch_size=8 * max(2, int(os.environ.get("WORLD_SIZE", 1))) * settings.accumulate,
-        epochs=1,
-        max_steps=2,
-        workers=min(settings.workers, 1),
-        log_every=1,
-        out=settings.out.rstrip("/") + "-debug",
-        resume="never",
-    )

@@ -1,7 +1,7 @@
 """Every setting of every training command, with its unit and meaning; that text is the `--help`."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
 
 @dataclass(frozen=True)
@@ -122,41 +122,23 @@ class Dali:
 
 
 @dataclass(frozen=True)
-class Run:
-    """What all training commands share."""
+class Job:
+    """What every training command has, of whatever task."""
 
     data: str = ""
-    """Image folder (with train/ and val/), folder or URL (s3://, gs://, hf://) of shards, or built in: shapes, digits,
-    cifar10[:ROOT], cifar100, stl10, flowers102, pets, food101, dtd, aircraft, cars. Default: $DATA."""
-    subset: str = ""
-    """Part of the training images: a fraction (balanced over the classes), 1pct or 10pct (the published ImageNet
-    lists), or a file of names. All by default."""
-    checksums: bool = False
-    """Compare each image file with the checksum of the index, made on first use: nothing else notices flipped bits."""
+    """Where the images are. Default: $DATA."""
     out: str = ""
     """Run folder. Default: $LOG, or runs, and in it the recipe's name."""
     batch_size: int = 512
     """Images per optimiser step over all ranks, nodes and micro-batches."""
     accumulate: int = 1
     """Micro-batches per step; batch-norm statistics are then those of a micro-batch."""
-    epochs: int = 100
-    """Length of the run and of the learning-rate schedule."""
     max_steps: int = 0
     """Stop after this many steps with the schedule unchanged; 0 is no limit."""
     seed: int = 0
     """Seed of the initial weights, the sample order and every view."""
     workers: int = 8
     """Loader worker processes per rank; 0 loads in the training process."""
-    loader: Literal["auto", "dali", "torchvision", "resident"] = "auto"
-    """dali decodes JPEG on the GPU, or by threads without one; torchvision decodes in worker processes; resident keeps
-    a small decoded set in memory; auto takes one and says why."""
-    shuffle: Literal["full", "shards"] = "full"
-    """full orders an epoch at random; shards orders shards at random, and samples within `shuffle_buffer`, for storage
-    that is fast only where it is read in sequence."""
-    shuffle_buffer: int = 10_000
-    """Samples over which `shuffle: shards` mixes."""
-    download: bool = False
-    """Download a built-in dataset that is not on disk."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto is cuda where there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -170,10 +152,51 @@ class Run:
     """No progress bar."""
     debug: bool = False
     """A trial of everything in seconds: a few images, two steps, then every later stage."""
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+
+    def debugged(self, world_size: int) -> Self:
+        """The settings of that trial."""
+        return replace(
+            self,
+            batch_size=8 * max(2, world_size) * self.accumulate,
+            max_steps=2,
+            workers=min(self.workers, 1),
+            log_every=1,
+            out=self.out.rstrip("/") + "-debug",
+            resume="never",
+        )
+
+
+@dataclass(frozen=True)
+class Run(Job):
+    """What training on images or on labelled images shares."""
+
+    data: str = ""
+    """Image folder (with train/ and val/), folder or URL (s3://, gs://, hf://) of shards, or built in: shapes, digits,
+    cifar10[:ROOT], cifar100, stl10, flowers102, pets, food101, dtd, aircraft, cars. Default: $DATA."""
+    subset: str = ""
+    """Part of the training images: a fraction (balanced over the classes), 1pct or 10pct (the published ImageNet
+    lists), or a file of names. All by default."""
+    checksums: bool = False
+    """Compare each image file with the checksum of the index, made on first use: nothing else notices flipped bits."""
+    epochs: int = 100
+    """Length of the run and of the learning-rate schedule."""
+    loader: Literal["auto", "dali", "torchvision", "resident"] = "auto"
+    """dali decodes JPEG on the GPU, or by threads without one; torchvision decodes in worker processes; resident keeps
+    a small decoded set in memory; auto takes one and says why."""
+    shuffle: Literal["full", "shards"] = "full"
+    """full orders an epoch at random; shards orders shards at random, and samples within `shuffle_buffer`, for storage
+    that is fast only where it is read in sequence."""
+    shuffle_buffer: int = 10_000
+    """Samples over which `shuffle: shards` mixes."""
+    download: bool = False
+    """Download a built-in dataset that is not on disk."""
     views: Views = field(default_factory=Views)
     optim: Optim = field(default_factory=Optim)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
     dali: Dali = field(default_factory=Dali)
+
+    def debugged(self, world_size: int) -> Self:
+        return replace(super().debugged(world_size), epochs=1)
 
 
 @dataclass(frozen=True)

@@ -42,15 +42,23 @@ def build_state(
     optimizer, schedules = build_optimizer(
         module.parameter_groups(), settings.optim, numbers.peak_lr, settings.epochs, numbers.steps_per_epoch, rates
     )
-    model = module
-    if runtime.world_size > 1:
-        model = DistributedDataParallel(
-            module,
-            device_ids=[runtime.device] if runtime.device.type == "cuda" else None,
-            # Batch-norm statistics are the same on all ranks already: they are made from all ranks' images.
-            **{_SYNC_BUFFERS: False},
-            gradient_as_bucket_view=True,
-            static_graph=settings.accumulate == 1,
-        )
+    model = data_parallel(module, runtime, static_graph=settings.accumulate == 1)
     precision = Precision(settings.precision, runtime.device)
     return TrainState(module, model, optimizer, schedules, precision, settings.accumulate)
+
+
+def data_parallel(module: nn.Module, runtime: Runtime, *, static_graph: bool) -> nn.Module:
+    """The module as it is on one rank, else wrapped so that gradients are averaged over the ranks.
+
+    `static_graph`: each backward pass goes through the same layers, and is followed by a step.
+    """
+    if runtime.world_size == 1:
+        return module
+    return DistributedDataParallel(
+        module,
+        device_ids=[runtime.device] if runtime.device.type == "cuda" else None,
+        # Batch-norm statistics are the same on all ranks already: they are made from all ranks' images.
+        **{_SYNC_BUFFERS: False},
+        gradient_as_bucket_view=True,
+        static_graph=static_graph,
+    )

@@ -1,12 +1,12 @@
 """Everything a run is made of besides its settings. What is here is saved; nothing else needs to be."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from simsiam.optim.schedule import Schedule
+from simsiam.optim.schedule import RateOverTime
 from simsiam.training.precision import Precision
 
 
@@ -24,7 +24,7 @@ class TrainState:
     module: nn.Module
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    schedules: list[Schedule]
+    schedules: Sequence[RateOverTime]
     precision: Precision
     accumulate: int = 1
     step: int = 0

@@ -9,6 +9,7 @@ import pytest
 from simsiam.commands import report
 from simsiam.errors import UserError
 from simsiam.evaluation.ledger import Result, append
+from tests.run.fakes import detection
 
 
 def call(*words):
@@ -37,6 +38,21 @@ def test_it_prints_our_table_then_the_others_and_writes_page_and_file(ledger, tm
     assert "68.05" not in others
     assert (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
     assert f"page        {tmp_path / 'page.html'}" in printed
+
+
+def test_detection_is_printed_below_under_titles_of_its_own(ledger, tmp_path, capsys):
+    call(ledger, "--out", tmp_path / "page.html")
+    without = capsys.readouterr().out.partition("\n\nfound")[0]
+    run = detection(tmp_path / "runs" / "det", trials=2)
+    call(ledger, run, "--out", tmp_path / "page.html")
+    printed = capsys.readouterr().out
+    assert printed.startswith(without)
+    titles = [line for line in printed.splitlines() if line.endswith(":")]
+    assert titles[-2:] == ["Detection:", "Detection published by others, not measured here:"]
+    assert "| 81.50 +- 0.20 |" in printed
+    assert "2 results, 1 run" in printed
+    call(run, "--out", tmp_path / "page.html")
+    assert capsys.readouterr().out.startswith("Detection:\n\n| encoder |")
 
 
 def test_the_page_is_report_html_where_one_stands(ledger, tmp_path, monkeypatch):

@@ -195,7 +195,7 @@ def test_a_run_of_one_encoder_does_not_go_on_with_another(
     torch.manual_seed(8)
     write_encoder(build_encoder("resnet8"), tmp_path / "other.safetensors", metadata={})
     assert command("--pretrained", tmp_path / "other.safetensors", "--out", tmp_path / "run") == 2
-    assert "holds a classifier of another encoder" in capsys.readouterr().err
+    assert "holds a run with another encoder" in capsys.readouterr().err
 
 
 def test_images_without_labels_are_refused(

@@ -2,6 +2,8 @@
 
 import json
 
+AP = {"AP50": 81.5, "AP": 55.123, "AP75": 61.0}
+
 
 def pretraining(folder, *, steps=40, every=2, state="completed", command="pretrain.py --recipe cifar10-r18", **config):
     """A run folder as pretrain.py leaves it; an epoch has 10 steps."""
@@ -21,6 +23,35 @@ def pretraining(folder, *, steps=40, every=2, state="completed", command="pretra
     if state != "in-progress":
         figures = {"loss": -1.0, "knn": 30.0 + steps, "verdict": "ok", "pairs_per_second": 1020.0, "seconds": 7200.0}
         (folder / "summary.json").write_text(json.dumps({"step": steps, "state": state, "reason": "", **figures}))
+    return folder
+
+
+def detection(folder, *, trials=1, masks=False, state="completed", **config):
+    """A run folder as transfer/detect.py leaves it; with several trials, OUT and its trials/1 and so on."""
+    folder.mkdir(parents=True)
+    config = {"data": "/data/voc", "seed": 0, "pretrained": "runs/r50", "encoder": "", "trials": trials, **config}
+    config = {"train_sets": ["voc_2007_trainval", "voc_2012_trainval"], "test_set": "voc_2007_test", **config}
+    config = {"head": "c4", "mask": masks, "iterations": 24000, **config}
+    (folder / "config.yaml").write_text(f"# detect.py --recipe voc0712\n{json.dumps(config)}\n")
+    figures = {f"{kind}{name}": value for kind in ("", "mask_")[: 1 + masks] for name, value in AP.items()}
+    if trials == 1:
+        losses = {
+            "loss": 0.8,
+            "loss_classifier": 0.3,
+            "loss_box_reg": 0.2,
+            "lr/detector": 0.02,
+            "pairs_per_second": 40.0,
+        }
+        lines = [{"step": step, "epoch": step / 10, **losses} for step in (10, 20)]
+        lines += [{"step": 20, **figures}]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    else:
+        figures |= {f"{name}_std": 0.2 for name in figures} | {"trials": trials}
+        for number in range(1, trials + 1):
+            detection(folder / "trials" / str(number), masks=masks)
+    (folder / state).touch()
+    if state != "in-progress":
+        (folder / "summary.json").write_text(json.dumps({"state": state, "encoder_sha256": "abc", **figures}))
     return folder
 
 

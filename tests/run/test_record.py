@@ -2,7 +2,7 @@
 
 from simsiam.run.record import read_run
 from simsiam.run.report import gather
-from tests.run.fakes import pretraining
+from tests.run.fakes import classification, detection, pretraining
 
 
 def test_a_damaged_run_folder_shows_what_can_be_read(tmp_path):
@@ -35,3 +35,11 @@ def test_a_run_that_goes_on_tells_its_newest_figures_and_not_those_of_an_earlier
         "low rank",
         None,
     ]
+
+
+def test_a_run_is_of_one_kind_with_its_settings_and_without(tmp_path):
+    for make in (pretraining, classification, detection):
+        run = make(tmp_path / make.__name__)
+        assert read_run(run).kind == make.__name__
+        (run / "config.yaml").write_text("")
+        assert read_run(run).kind == make.__name__

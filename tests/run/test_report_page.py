@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from simsiam.evaluation.ledger import Result, append
 from simsiam.run.report import Found, gather
 from simsiam.run.report_page import page
-from tests.run.fakes import classification, pretraining
+from tests.run.fakes import classification, detection, pretraining
 
 EVIL = "a<script>alert(1)<&\"'>"  # a legal file name
 PNG = base64.b64decode(
@@ -101,6 +101,39 @@ def test_the_page_has_all_tables_curves_and_pictures_and_loads_nothing(tmp_path)
     assert "prefers-color-scheme:dark" in text
     assert html.all("meta", name="viewport")
     assert "default-src 'none'" in html.all("meta", **{"http-equiv": "Content-Security-Policy"})[0]["content"]
+
+
+def test_detection_has_its_tables_curves_and_picture(tmp_path):
+    run = detection(tmp_path / "runs" / "det", masks=True)
+    (run / "detections.png").write_bytes(PNG)
+    html = Page(page(gather([str(tmp_path)])))
+    ours, others, runs = html.tables
+    assert ours[0][6:] == ["box AP50", "box AP", "box AP75", "mask AP50", "mask AP", "mask AP75"]
+    assert ours[1][6:] == ["81.50", "55.12", "61.00"] * 2
+    assert "published box AP50" in others[0]
+    assert runs[1][0] == "det"
+    assert "No run has ended" not in html.text
+    assert "Curves of detection" in html.text
+    assert [a["aria-label"] for a in html.all("svg", role="img")] == [
+        "loss",
+        "box AP50, percent",
+        "box AP, percent",
+        "box AP75, percent",
+        "mask AP, percent",
+        "learning rate",
+        "pairs/s",
+    ]
+    assert [a["alt"] for a in html.all("img")] == ["detections.png"]
+
+    classification(tmp_path / "runs" / "lin")
+    titles = re.findall(r"<h2>(.*?)</h2>", page(gather([str(tmp_path)])))
+    assert titles[:5] == [
+        "Results",
+        "Published by others, not measured here",
+        "Detection",
+        "Detection published by others, not measured here",
+        "Runs",
+    ]
 
 
 def test_the_pages_policy_lets_its_own_script_run_and_no_other(tmp_path):
