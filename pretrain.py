@@ -57,6 +57,7 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     # Data: sample ids -> uint8 crops -> views.
     images, loader_is = choose_images(open_images(settings, "pretrain", runtime), settings, runtime.is_main)
     numbers = derive(settings, runtime.world_size, len(images))
+    method.prepare(len(images), numbers.global_batch)
     plan = make_plan(images, numbers.global_batch, settings, runtime.rank, runtime.world_size)
     augment = Augment(settings.views, settings.seed).to(runtime.device)
 
@@ -87,7 +88,8 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
 
     for micro_batches in clock.timed(loader.steps(state.step, numbers.stop_step)):
         views = journal.first_views((augment(c.images, c.samples, c.epoch) for c in micro_batches), settings.views)
-        result = train_step(state, ((v,) for v in views))
+        ids = (torch.from_numpy(c.samples).to(runtime.device) for c in micro_batches)
+        result = train_step(state, zip(views, ids) if method.takes_samples else ((v,) for v in views))
         guard.watch(state.step, result.finite)
         journal.stepped(micro_batches, images)
         step, last = state.step, state.step == numbers.stop_step

@@ -19,6 +19,7 @@ from simsiam.optim.build import begin_momentum
 from simsiam.settings.derive import Numbers, check_batch, numbers_of
 from simsiam.settings.detect import Detect
 from simsiam.training.build import data_parallel
+from simsiam.training.module import Trainable
 from simsiam.training.precision import Precision
 from simsiam.training.state import TrainState
 
@@ -32,7 +33,7 @@ class DetectorOutput(NamedTuple):
     losses: dict[str, Tensor]
 
 
-class TrainedDetector(nn.Module):
+class TrainedDetector(Trainable):
     """A detector of `build_detector` with batch-norm over the images of all ranks; takes it over."""
 
     def __init__(self, rcnn: GeneralizedRCNN, proposal_loss: float = 1.0) -> None:
@@ -51,9 +52,6 @@ class TrainedDetector(nn.Module):
         """All parameters in two: `detector`, and `norm` of batch-norm, which decays at a rate of its own."""
         norms = [p for m in self.modules() if isinstance(m, ViewBatchNorm) for p in m.parameters()]
         return {"detector": [p for p in self.parameters() if p not in set(norms)], "norm": norms}
-
-    def after_step(self) -> None:
-        """Nothing moves but by the optimiser."""
 
     @contextmanager
     def exact_statistics(self, batches: Iterable[Batch], num: int) -> Iterator[None]:
@@ -122,4 +120,7 @@ def build_detector_state(module: TrainedDetector, settings: Detect, numbers: Num
     # Which layers take part varies with the regions that are drawn: the graph is not static.
     model = data_parallel(module, runtime, static_graph=False)
     precision = Precision(settings.precision, runtime.device)
-    return TrainState(module, model, optimizer, [schedule] * len(groups), precision, settings.accumulate)
+    return TrainState(
+        module, model, optimizer, [schedule] * len(groups), precision, numbers.steps_per_epoch, numbers.total_steps,
+        settings.accumulate,
+    )  # fmt: skip

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from simsiam.distributed.collectives import mean_over_ranks, world_size
 from simsiam.evaluation.linear import new_head
 from simsiam.models.batchnorm import per_view_batchnorm
+from simsiam.training.module import Moment, Trainable
 
 
 class FineTuneOutput(NamedTuple):
@@ -18,7 +19,7 @@ class FineTuneOutput(NamedTuple):
     logits: Tensor
 
 
-class FineTuned(nn.Module):
+class FineTuned(Trainable):
     """An encoder, all of it trained, and a classifier.
 
     Args:
@@ -48,7 +49,7 @@ class FineTuned(nn.Module):
         return {"encoder": list(self.encoder.parameters()), "head": list(self.head.parameters())}
 
     @torch.no_grad()
-    def after_step(self) -> None:
+    def after_step(self, at: Moment) -> None:
         """Running statistics that each rank gathered alone become their mean, the same everywhere."""
         if self._synced or world_size() == 1:
             return

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simsiam.models.batchnorm import ViewBatchNorm
+from simsiam.training.module import Trainable
 
 
 class ProbeOutput(NamedTuple):
@@ -26,7 +27,7 @@ def new_head(features: int, classes: int) -> nn.Linear:
     return head
 
 
-class LinearProbe(nn.Module):
+class LinearProbe(Trainable):
     """A frozen encoder in evaluation mode, and K classifiers on the same features, which is all that trains.
 
     All heads start alike. Each has its own loss, so its gradients are what they would be in a run of its own, and its
@@ -76,9 +77,6 @@ class LinearProbe(nn.Module):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Two tensors of each head train: weight and bias."""
         return {name: list(head.parameters()) for name, head in zip(self.names, self.heads, strict=True)}
-
-    def after_step(self) -> None:
-        """Nothing follows a step."""
 
     @torch.no_grad()
     def classifier(self, head: int = 0) -> nn.Linear:

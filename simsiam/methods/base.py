@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from simsiam.training.module import Trainable
+
 
 class Output(NamedTuple):
     """What a method makes of a batch.
@@ -20,22 +22,24 @@ class Output(NamedTuple):
     scalars: dict[str, Tensor]
 
 
-class Method(nn.Module):
-    """Base of all methods. A subclass is built as `Class(encoder, **options)` and sets `encoder` and `num_views`."""
+class Method(Trainable):
+    """Base of all methods. A subclass is built as `Class(encoder, **options)` and sets `encoder` and `num_views`.
+
+    The training step calls `before_step`, `moving_groups` and `after_step` (simsiam.training.module). The parameter
+    group `predictor` may have a schedule of its own (`optim.predictor_lr`).
+    """
 
     encoder: nn.Module
     num_views: int = 2
+    takes_samples: bool = False
+    """Whether `forward` is called with sample ids int64 (N,) behind the views (V, N, 3, H, W)."""
+
+    def prepare(self, num_images: int, global_batch: int) -> None:
+        """Called once before training, when the set and the batch are known: banks and queues get their size."""
 
     def forward(self, *views: Tensor) -> Output:
         """Loss of V views, given as V tensors (N, 3, H, W) or as one (V, N, 3, H, W)."""
         raise NotImplementedError
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trained parameters by group. The group `predictor` may have a schedule of its own (`optim.predictor_lr`)."""
-        return {"encoder": [p for p in self.parameters() if p.requires_grad]}
-
-    def after_step(self) -> None:
-        """Called after every optimiser step: moving averages and the like."""
 
 
 def stack_views(views: tuple[Tensor, ...]) -> Tensor:

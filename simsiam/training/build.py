@@ -11,6 +11,7 @@ from simsiam.distributed.runtime import Runtime
 from simsiam.optim.build import build_optimizer
 from simsiam.settings.derive import Numbers
 from simsiam.settings.tree import Run
+from simsiam.training.module import Trainable
 from simsiam.training.precision import Precision
 from simsiam.training.state import TrainState
 
@@ -28,13 +29,13 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def build_state(
-    module: nn.Module,
+    module: Trainable,
     settings: Run,
     numbers: Numbers,
     runtime: Runtime,
     rates: Mapping[str, float] | None = None,
 ) -> TrainState:
-    """The state at step 0. `module` has `parameter_groups()` and `after_step()`, and returns an object with `loss`.
+    """The state at step 0.
 
     `rates` gives a parameter group another peak learning rate than `numbers.peak_lr`.
     """
@@ -44,7 +45,10 @@ def build_state(
     )
     model = data_parallel(module, runtime, static_graph=settings.accumulate == 1)
     precision = Precision(settings.precision, runtime.device)
-    return TrainState(module, model, optimizer, schedules, precision, settings.accumulate)
+    return TrainState(
+        module, model, optimizer, schedules, precision, numbers.steps_per_epoch, numbers.total_steps,
+        settings.accumulate,
+    )  # fmt: skip
 
 
 def data_parallel(module: nn.Module, runtime: Runtime, *, static_graph: bool) -> nn.Module:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from simsiam.optim.schedule import RateOverTime
+from simsiam.training.module import Trainable
 from simsiam.training.precision import Precision
 
 
@@ -18,14 +19,17 @@ class TrainState:
         module: the network with its loss, as the checkpoint names it.
         model: the same, wrapped for data parallelism where there are ranks to share with.
         schedules: the learning rate of each of the optimiser's groups, in order.
+        steps_per_epoch, total_steps: of the schedule.
         step: optimiser steps done, and so the number of the next one.
     """
 
-    module: nn.Module
+    module: Trainable
     model: nn.Module
     optimizer: torch.optim.Optimizer
     schedules: Sequence[RateOverTime]
     precision: Precision
+    steps_per_epoch: int
+    total_steps: int
     accumulate: int = 1
     step: int = 0
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from simsiam.training.module import Moment
 from simsiam.training.state import TrainState
 
 
@@ -31,6 +32,8 @@ def train_step(state: TrainState, micro_batches: Iterable[tuple[Tensor, ...]]) -
     for group, schedule in zip(state.optimizer.param_groups, state.schedules, strict=True):
         group["lr"] = schedule.at(state.step)
     state.optimizer.zero_grad(set_to_none=True)
+    at = Moment(state.step, state.steps_per_epoch, state.total_steps)
+    state.module.before_step(at)
     scaler, losses = state.precision.scaler, []
     for number, inputs in enumerate(micro_batches, start=1):
         # Gradients cross the ranks once a step, with the last micro-batch.
@@ -40,6 +43,7 @@ def train_step(state: TrainState, micro_batches: Iterable[tuple[Tensor, ...]]) -
                 output = state.model(*inputs)
             scaler.scale(output.loss / state.accumulate).backward()
         losses.append(output.loss.detach())
+    _hold_still(state, at)
     scaler.unscale_(state.optimizer)
     gradients = [p.grad for g in state.optimizer.param_groups for p in g["params"] if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm(gradients)
@@ -47,9 +51,18 @@ def train_step(state: TrainState, micro_batches: Iterable[tuple[Tensor, ...]]) -
     # Under fp16 a gradient that overflows is the scaler's business: it skips the step and lowers the scale.
     finite = loss.isfinite() if scaler.is_enabled() else loss.isfinite() & grad_norm.isfinite()
     _update(state, finite)
-    state.module.after_step()
+    state.module.after_step(at)
     state.step += 1
     return StepResult(loss, grad_norm, finite, output)
+
+
+def _hold_still(state: TrainState, at: Moment) -> None:
+    """Drops the gradients of groups that this step does not move: an optimiser passes over them, momentum and all."""
+    moving = state.module.moving_groups(at)
+    for group in state.optimizer.param_groups if moving is not None else ():
+        if group["name"].partition("/")[0] not in moving:  # NAME/1d is a part of NAME
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 def _update(state: TrainState, finite: Tensor) -> None:

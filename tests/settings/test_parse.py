@@ -6,6 +6,7 @@ import pytest
 
 from simsiam.errors import UserError
 from simsiam.methods.registry import resolve_method
+from simsiam.settings.detect import Detect
 from simsiam.settings.parse import find_recipe, parse, recipe_names
 from simsiam.settings.sweep import sweep_cells
 from simsiam.settings.tree import FineTune, Linear, Pretrain
@@ -128,13 +129,14 @@ def test_an_unknown_recipe_names_the_nearest_or_where_to_look() -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_parses(name: str) -> None:
-    kinds = {"lincls": Linear, "semisup": FineTune, "transfer": Linear}
-    kind = {**kinds, "transfer-finetune": FineTune}.get(name, kinds.get(name.partition("-")[0], Pretrain))
+    kinds = {"lincls": Linear, "semisup": FineTune, "transfer": Linear, "voc07": Detect, "voc0712": Detect}
+    kinds |= {"coco": Detect, "transfer-finetune": FineTune, "shapes-voc": Detect}
+    kind = kinds.get(name, kinds.get(name.partition("-")[0], Pretrain))
     settings = parse(kind, [], recipe=name, prog="x")
     assert settings.out == f"runs/{name}"
     if kind is Pretrain:
         resolve_method(settings.method)
-    else:
+    elif kind is not Detect:
         sweep_cells(settings.sweep, ("lr", "head_lr"))
 
 

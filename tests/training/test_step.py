@@ -13,6 +13,7 @@ from simsiam.settings.tree import Optim, Run
 from simsiam.training.build import build_state
 from simsiam.training.finite import FiniteGuard
 from simsiam.training.health import effective_rank, spread
+from simsiam.training.module import Moment, Trainable
 from simsiam.training.state import TrainState
 from simsiam.training.step import train_step
 
@@ -21,7 +22,7 @@ class Loss(NamedTuple):
     loss: Tensor
 
 
-class Line(nn.Module):
+class Line(Trainable):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
@@ -32,9 +33,6 @@ class Line(nn.Module):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"encoder": list(self.parameters())}
-
-    def after_step(self) -> None:
-        pass
 
 
 def build(accumulate: int = 1, precision: str = "fp32", module: nn.Module | None = None, **optim: object) -> TrainState:
@@ -80,7 +78,7 @@ def test_micro_batches_add_up_to_the_batch() -> None:
 def test_accumulation_is_one_optimiser_step_and_one_after_step() -> None:
     state, calls = build(accumulate=4), []
     state.optimizer.register_step_post_hook(lambda *_: calls.append("step"))
-    state.module.after_step = lambda: calls.append("after")
+    state.module.after_step = lambda at: calls.append("after")
     for _ in range(3):
         train_step(state, [(torch.randn(2, 3),)] * 4)
     assert calls == ["step", "after"] * 3
@@ -175,3 +173,29 @@ def test_an_fp16_overflow_skips_a_step_and_is_not_a_bad_loss() -> None:
     assert all(torch.equal(before[key], tensor) for key, tensor in snapshot(state).items())
     assert guard.first_bad() is None
     assert state.precision.scaler.get_scale() == 2.0**99
+
+
+def test_a_group_that_does_not_move_keeps_weight_and_momentum() -> None:
+    class Two(Line):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Loss:
+            return Loss(self.layer(x).square().mean() + self.other(x).square().mean())
+
+        def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+            return {"encoder": list(self.layer.parameters()), "other": list(self.other.parameters())}
+
+        def moving_groups(self, at: Moment) -> set[str]:
+            return {"other"} if at.step % 2 else {"encoder", "other"}
+
+    state, x = build(module=Two(), exclude_1d=True), torch.randn(8, 3)
+    train_step(state, [(x,)])
+    before = snapshot(state)
+    train_step(state, [(x,)])
+    moved = {key for key, tensor in snapshot(state).items() if not torch.equal(before[key], tensor)}
+    assert moved == {key for key in before if ".other." in key}
+    assert len(moved) == 4
+    train_step(state, [(x,)])
+    assert not torch.equal(before["model.layer.weight"], snapshot(state)["model.layer.weight"])

@@ -19,7 +19,8 @@ Call = Callable[..., int]
 TINY = (
     "--recipe", "shapes-voc", "--batch-size", 2, "--workers", 0, "--iterations", 6, "--precise-bn", 2, "--log-every", 1,
     "--sizes.train", "[48,64]", "--sizes.test", 64, "--sizes.longest", 96, "--sizes.region_batch", 8,
-    "--sizes.post_nms", "[20,8]", "--sizes.region_side", 7, "--precision", "fp32", "--hide-progress", "--checkpoint.every_steps", 4,
+    "--sizes.post_nms", "[20,8]", "--sizes.region_side", 7, "--precision", "fp32",
+    "--hide-progress", "--checkpoint.every_steps", 4,
 )  # fmt: skip
 RANDOM = ("--pretrained", "random", "--encoder", "resnet18")
 AP = ("AP50", "AP", "AP75")
