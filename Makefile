@@ -9,8 +9,9 @@ READY := $(VENV)/.ready
 quickstart: $(READY)
 	$(BIN)/python -m simsiam quickstart
 
+# Two files at once, each on one core: most tests wait for start-ups or run small networks.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -13,6 +13,17 @@ import torch
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests see no GPU unless `-m gpu` asks for those that need one: ranks outnumber a machine's GPUs in many."""
+    if "gpu" not in (config.option.markexpr or ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker and hasattr(os, "sched_setaffinity"):
+        # A core for each worker and what it starts: threads that outnumber cores wait for each other at every barrier.
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
 @pytest.fixture
 def launch() -> Callable[..., subprocess.CompletedProcess]:
     """`launch("pretrain.py", *arguments, ranks=2)` runs a script to its end, under torchrun where there are ranks."""
@@ -27,7 +38,7 @@ def launch() -> Callable[..., subprocess.CompletedProcess]:
             env={**clean_environment(), **env},
             text=True,
             capture_output=True,
-            timeout=250,
+            timeout=500,
             check=False,
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr

@@ -64,7 +64,7 @@ class _Normalise(torch.autograd.Function):
         x = _dense(x)
         local = [_statistics(part) for part in x.chunk(views)]
         mean, var = torch.stack([m for m, _ in local]), torch.stack([v for _, v in local])
-        count = mean.new_tensor(x.numel() // x.shape[1] // views)
+        count = mean.new_full((), x.numel() // x.shape[1] // views)  # new_tensor would wait for the GPU
         if world_size() > 1:
             mean, var, count = _combine(mean, var, count)
         invstd = (var + eps).rsqrt_()

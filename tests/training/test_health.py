@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from simsiam.settings.tree import Health
-from simsiam.training.health import Verdict, effective_rank, examine, judge, spread
+from simsiam.training.health import Learned, Verdict, effective_rank, examine, judge, spread
 from tests.ranks import run_ranks
 
 
@@ -77,18 +77,65 @@ def test_limits_are_the_settings() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("std", "learned", "state", "says"),
+    [
+        (1.0, Learned(0.6, 1.0, 100), "ok", "^$"),  # the limits themselves are well
+        (
+            1.0,
+            Learned(0.59, 1.0, 100),
+            "stuck",
+            "loss stays high, 0.59 .* agree by 1.00, and std .* 1.000: no collapse",
+        ),
+        (1.0, Learned(0.0, 1.0, 99), "ok", "^$"),  # all begin there
+        (1.0, Learned(0.3, 0.4, 1000), "ok", "^$"),
+        (1.0, Learned(-0.5, 0.0, 100), "stuck", "loss stays high, -0.50"),  # worse than chance
+        (0.7, Learned(0.1, 1.0, 100), "warn", "0.700, below 0.8"),
+        (0.5, Learned(0.5, 1.0, 1), "collapsed", "0.500, below 0.6: images map to nearly one point"),
+        (0.5, Learned(0.49, 1.0, 1000), "warn", "0.500, below 0.6, but the loss is high, 0.49 .*no collapse so far"),
+        (0.0, None, "collapsed", "0.000, below 0.6"),
+    ],
+)
+def test_loss_and_spread_together_tell_failures_apart(
+    std: float, learned: Learned | None, state: str, says: str
+) -> None:
+    verdict = judge(std, 10.0, Health(), learned)
+    assert verdict.state == state
+    assert re.search(says, verdict.reason)
+
+
+def test_what_was_learned_is_read_off_a_loss_of_any_scale() -> None:
+    z = torch.stack([normal(16, 6), normal(16, 6) + 0.5])
+    agreement = torch.nn.functional.cosine_similarity(*z.double(), dim=1).mean().item()
+    health = Health(stuck=0.5, stuck_after=7)
+    for least, chance in ((-1.0, 0.0), (0.0, 4.0)):
+        for share, state in ((0.51 * agreement, "ok"), (0.49 * agreement, "stuck")):
+            loss = torch.tensor(chance + share * (least - chance))
+            measures, verdict = examine(z, health, loss, (least, chance), step=7)
+            assert measures["agreement"] == pytest.approx(agreement, abs=1e-6)
+            assert verdict.state == measures["verdict"] == state
+            assert examine(z, health, loss, (least, chance), step=6)[1].state == "ok"
+            unknown, verdict = examine(z, health, loss, None, step=7)
+            assert verdict.state == "ok"
+            assert "agreement" not in unknown
+
+
 def share_of(z: Tensor) -> tuple[dict, Verdict]:
-    return examine(z.chunk(dist.get_world_size())[dist.get_rank()], Health())
+    rank = dist.get_rank()
+    loss = torch.tensor([-0.5, 0.2][rank])
+    return examine(z.chunk(dist.get_world_size(), dim=1)[rank], Health(stuck=0.1), loss, (-1.0, 0.0), step=100)
 
 
 def test_ranks_examine_all_images_together() -> None:
     # One point a rank: each rank alone has collapsed, together they are two directions of two.
-    z = torch.eye(2).repeat_interleave(8, 0)
-    measures, verdict = examine(z, Health())
+    z = torch.eye(2).repeat_interleave(8, 0).expand(2, -1, -1).clone()
+    z[1, 8:] = 1.0  # what the second rank's views agree by is the root of a half
+    measures, verdict = examine(z, Health(stuck=0.1), torch.tensor(-0.15), (-1.0, 0.0), step=100)
     assert verdict.state == "warn"
     assert measures["effective_rank"] == pytest.approx(2, rel=1e-4)
+    assert measures["agreement"] == pytest.approx((1 + math.sqrt(0.5)) / 2, rel=1e-5)
     assert (measures["verdict"], measures["reason"]) == verdict
     for theirs, their_verdict in run_ranks(2, share_of, z):
-        assert theirs["std"] == pytest.approx(measures["std"], rel=1e-6)
-        assert theirs["effective_rank"] == pytest.approx(measures["effective_rank"], rel=1e-6)
+        for name in ("std", "effective_rank", "agreement"):
+            assert theirs[name] == pytest.approx(measures[name], rel=1e-6)
         assert their_verdict.state == "warn"
