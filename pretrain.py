@@ -9,6 +9,7 @@ The same command goes on where an interrupted run stopped. Results are in the ru
 """
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING
 
 from simsiam.errors import ends_with_a_sentence
@@ -39,11 +40,13 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     from simsiam.data.loaders import choose_images, make_loader
     from simsiam.data.open import open_images
     from simsiam.data.plan import make_plan
+    from simsiam.distributed.collectives import mean_over_ranks
     from simsiam.evaluation.monitor import KnnMonitor
     from simsiam.export.write import write_encoder
     from simsiam.methods.registry import build_method
     from simsiam.run.journal import Journal
     from simsiam.settings.derive import derive
+    from simsiam.settings.view_recipes import check_view_recipes, view_recipes
     from simsiam.training.build import build_state, count_parameters
     from simsiam.training.clock import Clock, due
     from simsiam.training.finite import FiniteGuard
@@ -53,14 +56,15 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     # Network: before the data, so that a mistake in its name costs no decoding.
     torch.manual_seed(settings.seed)
     method = build_method(settings.method, settings.encoder)
+    check_view_recipes(settings, method.num_views, method.takes_small_views)
 
-    # Data: sample ids -> uint8 crops -> views.
+    # Data: sample ids -> uint8 crops -> views, by the recipe of each view in the epoch at hand.
     images, loader_is = choose_images(open_images(settings, "pretrain", runtime), settings, runtime.is_main)
     numbers = derive(settings, runtime.world_size, len(images))
     method.prepare(len(images), numbers.global_batch)
     plan = make_plan(images, numbers.global_batch, settings, runtime.rank, runtime.world_size)
-    augment = Augment(settings.views, settings.seed).to(runtime.device)
-
+    recipes = partial(view_recipes, settings, num_views=method.num_views)
+    augment = Augment(settings.views, settings.seed, recipes).to(runtime.device)
     loader = make_loader(images, plan, settings, method.num_views, runtime.device)
 
     # Optimiser, and what an earlier run left of it all.
@@ -87,9 +91,9 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     clock.restart()
 
     for micro_batches in clock.timed(loader.steps(state.step, numbers.stop_step)):
-        views = journal.first_views((augment(c.images, c.samples, c.epoch) for c in micro_batches), settings.views)
-        ids = (torch.from_numpy(c.samples).to(runtime.device) for c in micro_batches)
-        result = train_step(state, zip(views, ids) if method.takes_samples else ((v,) for v in views))
+        inputs = journal.first_views(map(augment.inputs, micro_batches), settings.views)
+        ids = (torch.from_numpy(c.samples).to(runtime.device, non_blocking=True) for c in micro_batches)
+        result = train_step(state, ((*views, i) for views, i in zip(inputs, ids)) if method.takes_samples else inputs)
         guard.watch(state.step, result.finite)
         journal.stepped(micro_batches, images)
         step, last = state.step, state.step == numbers.stop_step
@@ -99,7 +103,10 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
         if logs or saves:
             journal.stop_unless_finite(guard, checkpoints.newest)
         if logs:
-            measures, verdict = examine(result.output.projections[0], settings.health)
+            measures, verdict = examine(
+                result.output.projections, settings.health, result.loss, method.loss_range, step
+            )
+            measures |= {name: mean_over_ranks(value).item() for name, value in result.output.scalars.items()}
             journal.log(state, result, clock, measures, f"std {measures['std']:.3f}  {verdict.state}")
             if verdict.state == "collapsed" and settings.health.on_collapse == "stop":
                 journal.stop(f"collapsed at step {step}: {verdict.reason}; checkpoint {checkpoints.save(state)}")

@@ -14,6 +14,8 @@ _COMMANDS = {
     "shards": "simsiam.commands.shards",
     "shapes": "simsiam.commands.shapes",
     "protocol": "simsiam.commands.protocol",
+    "teacher": "simsiam.commands.teacher",
+    "tables": "simsiam.commands.tables",
     "report": "simsiam.commands.report",
     "recipes": "simsiam.commands.recipes",
     "quickstart": "simsiam.commands.quickstart",

@@ -1,24 +1,29 @@
-"""uint8 crops -> normalised float views: jitter, gray, blur, flip as one batched op on the training device.
+"""uint8 crops -> normalised float views: jitter, gray, blur, solarize, flip as one batched op on the training device.
 
 Definitions are torchvision's on float images (ColorJitter in random order, HSV hue, contrast around the image's own
-mean gray, clamping after each operation). The blur is a true Gaussian, cut at 4 standard deviations of the recipe's
-widest, with the edge pixel repeated; PIL's GaussianBlur in the official recipe is three box filters that approximate it
-(mean difference about half a level of 255; tests/data/test_augment.py holds the bound).
+mean gray, clamping after each operation, solarization from 0.5 up). The blur is a true Gaussian, cut at 4 standard
+deviations of the widest among the views, with the edge pixel repeated; PIL's GaussianBlur in the official recipe is
+three box filters that approximate it (mean difference about half a level of 255; tests/data/test_augment.py holds the
+bound).
 """
 
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simsiam.data.views import BRIGHTNESS, CONTRAST, HUE, SATURATION, Colour, colours
+from simsiam.data.views import BRIGHTNESS, CONTRAST, HUE, SATURATION, Colour, colours_of_views
 from simsiam.distributed.threads import one_thread
 from simsiam.settings.tree import Views
+
+if TYPE_CHECKING:
+    from simsiam.data.loaders import Crops
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
 _CACHE_VALUES = 1 << 18
@@ -30,31 +35,33 @@ class Augment(nn.Module):
     """From crops to views.
 
     Args:
-        views: the recipe of a view; seed: the run's seed.
+        views: the recipe of every view; seed: the run's seed.
+        recipes: epoch -> recipe of each view, where they differ; mean and std are those of `views` all the same.
     """
 
-    def __init__(self, views: Views, seed: int) -> None:
+    def __init__(self, views: Views, seed: int, recipes: Callable[[int], list[Views]] | None = None) -> None:
         super().__init__()
-        self.views, self.seed = views, seed
-        self._reach = math.ceil(4 * views.blur_sigma[1])
+        self.views, self.seed, self._recipes = views, seed, recipes
         self.register_buffer("mean", torch.tensor(views.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(views.std).view(1, 3, 1, 1), persistent=False)
 
     @torch.no_grad()
-    def forward(self, crops: Tensor, samples: np.ndarray, epoch: int) -> Tensor:
+    def forward(self, crops: Tensor, samples: np.ndarray, epoch: int, first: int = 0) -> Tensor:
         """Views of one batch.
 
         Args:
             crops: uint8 (V, N, S, S, 3), crop v of image n.
             samples: int64 (N,), sample ids.
             epoch: from 0.
+            first: number of the first of these views among all of an image.
 
         Returns:
             float32 (V, N, 3, S, S), normalised, channels_last within each view.
         """
         num_views, n, side = crops.shape[:3]
-        drawn = [colours(self.views, self.seed, epoch, samples, view) for view in range(num_views)]
-        colour = Colour(*(np.concatenate(parts) for parts in zip(*(vars(c).values() for c in drawn))))
+        recipes = self._recipes(epoch)[first : first + num_views] if self._recipes else [self.views] * num_views
+        colour = colours_of_views(recipes, self.seed, epoch, samples, first)
+        reach = math.ceil(4 * max(recipe.blur_sigma[1] for recipe in recipes))
         crops = crops.to(self.mean.device).reshape(-1, side, side, 3).permute(0, 3, 1, 2)
         out = torch.empty(crops.shape, device=crops.device, memory_format=torch.channels_last)
         at_once = len(crops) if crops.is_cuda else max(1, _CACHE_VALUES // (3 * side * side))
@@ -64,9 +71,16 @@ class Augment(nn.Module):
             for start in range(0, len(crops), at_once):
                 part = slice(start, start + at_once)
                 images = crops[part].to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-                images = apply_colour(images, Colour(*(values[part] for values in vars(colour).values())), self._reach)
+                images = apply_colour(images, Colour(*(values[part] for values in vars(colour).values())), reach)
                 torch.div(images.sub_(self.mean), self.std, out=out[part])
         return out.view(num_views, n, 3, side, side)
+
+    def inputs(self, crops: "Crops") -> tuple[Tensor, ...]:
+        """What a method is called with: views (V, N, 3, S, S), and small views (W, N, 3, s, s) where there are any."""
+        views = self(crops.images, crops.samples, crops.epoch)
+        if crops.small is None:
+            return (views,)
+        return views, self(crops.small, crops.samples, crops.epoch, first=len(views))
 
     def centred(self, crops: Tensor) -> Tensor:
         """Centre crops uint8 (N, S, S, 3) -> float32 (N, 3, S, S) on the device, normalised, channels_last."""
@@ -79,7 +93,7 @@ class Augment(nn.Module):
 
 
 def apply_colour(images: Tensor, colour: Colour, reach: int) -> Tensor:
-    """Jitter, gray, blur and flip of N images, in that order.
+    """Jitter, gray, blur, solarize and flip of N images, in that order.
 
     Args:
         images: float (N, 3, H, W) in 0..1, overwritten; the result may be another tensor.
@@ -99,6 +113,7 @@ def apply_colour(images: Tensor, colour: Colour, reach: int) -> Tensor:
             plans.append((colour.jitter & (colour.order[:, position] == number), operation, amount))
     plans.append((colour.gray, grayscale, None))
     plans.append((colour.sigma > 0, partial(gaussian_blur, reach=reach), colour.sigma))
+    plans.append((colour.solarize, solarize, None))
     plans.append((colour.flip, lambda x: x.flip(-1), None))
 
     # The subsets are known on the host, so nothing waits for the device, and an operation costs its share of images.
@@ -165,6 +180,11 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
 def grayscale(images: Tensor) -> Tensor:
     """Images (N, 3, H, W) as luma in all three channels."""
     return _luma(images).repeat(1, 3, 1, 1)
+
+
+def solarize(images: Tensor) -> Tensor:
+    """Images (N, 3, H, W) in 0..1 with each value from 0.5 up inverted, which makes it the smaller of x and 1 - x."""
+    return torch.minimum(images, 1 - images)
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, reach: int) -> Tensor:

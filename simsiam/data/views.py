@@ -1,6 +1,12 @@
-"""What a view of a sample is: crop box, flip, jitter, gray, blur. A pure function of (seed, epoch, sample, view)."""
+"""What a view of a sample is: crop, jitter, gray, blur, solarize, flip; a pure function of (seed, epoch, sample, view).
 
+Views are numbered through: those of full size from 0, small ones behind them. What a choice draws depends on its own
+setting alone, so a recipe that adds one leaves the others as they were.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -11,7 +17,7 @@ _VIEW = 0x71E3  # names the stream of hashes that views are drawn from
 _ATTEMPTS = 10  # as torchvision.transforms.RandomResizedCrop
 
 # One number for each random choice of a view. Crop attempts take _ATTEMPTS numbers each from their own range.
-_JITTER, _ORDER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GRAY, _BLUR, _SIGMA, _FLIP = range(10)
+_JITTER, _ORDER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GRAY, _BLUR, _SIGMA, _FLIP, _SOLARIZE = range(11)
 _AREA, _RATIO, _TOP, _LEFT = 100, 200, 300, 400
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -25,7 +31,7 @@ class Colour:
         jitter: bool, whether the four jitter operations apply at all.
         order: int64 (N, 4), the operations in the order they apply (BRIGHTNESS, CONTRAST, SATURATION, HUE).
         brightness, contrast, saturation: float64 factors, 1 leaves the image as it is.
-        hue: float64 shift in turns. gray, flip: bool.
+        hue: float64 shift in turns. gray, solarize, flip: bool.
         sigma: float64 standard deviation of the blur in pixels, 0 for none.
     """
 
@@ -37,24 +43,31 @@ class Colour:
     hue: np.ndarray
     gray: np.ndarray
     sigma: np.ndarray
+    solarize: np.ndarray
     flip: np.ndarray
 
 
 def crop_boxes(
-    views: Views, seed: int, epoch: int, samples: np.ndarray, view: int, heights: np.ndarray, widths: np.ndarray
+    views: Views,
+    seed: int,
+    epoch: int,
+    samples: np.ndarray,
+    view: int | np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
 ) -> np.ndarray:
     """Crop boxes with the distribution of torchvision's RandomResizedCrop.
 
     Args:
         samples: sample ids, int64 (N,).
-        view: number of the view, from 0.
+        view: number of the view, from 0, of all samples or of each, (N,).
         heights, widths: sizes of the images in pixels, (N,).
 
     Returns:
         int64 (N, 4): top, left, height, width, inside the image.
     """
     samples, heights, widths = (np.asarray(a, np.int64) for a in (samples, heights, widths))
-    attempt = np.arange(_ATTEMPTS)[None, :]
+    attempt, view = np.arange(_ATTEMPTS)[None, :], np.asarray(view)[..., None]
 
     def draw(what: int) -> np.ndarray:
         return uniform(seed, _VIEW, epoch, samples[:, None], view, what + attempt)
@@ -78,9 +91,9 @@ def crop_boxes(
     return np.stack([top, left, h, w], axis=1)
 
 
-def colours(views: Views, seed: int, epoch: int, samples: np.ndarray, view: int) -> Colour:
-    """Everything but the crop of view number `view` of each sample, for sample ids int64 (N,)."""
-    samples = np.asarray(samples, np.int64)
+def colours(views: Views, seed: int, epoch: int, samples: np.ndarray, view: int | np.ndarray) -> Colour:
+    """Everything but the crop of view number `view`, one for all or (N,), of each sample, for sample ids int64 (N,)."""
+    samples, view = np.asarray(samples, np.int64), np.asarray(view)
 
     def draw(what: int) -> np.ndarray:
         return uniform(seed, _VIEW, epoch, samples, view, what)
@@ -88,7 +101,7 @@ def colours(views: Views, seed: int, epoch: int, samples: np.ndarray, view: int)
     def factor(strength: float, what: int) -> np.ndarray:
         return _between((max(0.0, 1 - strength), 1 + strength), draw(what))
 
-    order_keys = bits(seed, _VIEW, epoch, samples[:, None], view, _ORDER, np.arange(4)[None, :])
+    order_keys = bits(seed, _VIEW, epoch, samples[:, None], view[..., None], _ORDER, np.arange(4)[None, :])
     return Colour(
         jitter=draw(_JITTER) < views.jitter,
         order=np.argsort(order_keys, axis=1, kind="stable"),
@@ -98,8 +111,38 @@ def colours(views: Views, seed: int, epoch: int, samples: np.ndarray, view: int)
         hue=_between((-views.hue, views.hue), draw(_HUE)),
         gray=draw(_GRAY) < views.gray,
         sigma=np.where(draw(_BLUR) < views.blur, _between(views.blur_sigma, draw(_SIGMA)), 0.0),
+        solarize=draw(_SOLARIZE) < views.solarize,
         flip=draw(_FLIP) < views.flip,
     )
+
+
+def boxes_of_views(
+    recipes: Sequence[Views], seed: int, epoch: int, samples: np.ndarray, heights: np.ndarray, widths: np.ndarray
+) -> np.ndarray:
+    """`crop_boxes` of views 0, 1, ... of each sample, int64 (V, N, 4), for the recipe of each view."""
+    samples, heights, widths = (np.asarray(a, np.int64) for a in (samples, heights, widths))
+    boxes = []
+    for recipe, numbers in _alike(recipes, 0, lambda views: (views.scale, views.ratio)):
+        often, view = len(numbers), np.repeat(numbers, len(samples))
+        told = (np.tile(values, often) for values in (heights, widths))
+        boxes.append(crop_boxes(recipe, seed, epoch, np.tile(samples, often), view, *told).reshape(often, -1, 4))
+    return np.concatenate(boxes)
+
+
+def colours_of_views(recipes: Sequence[Views], seed: int, epoch: int, samples: np.ndarray, first: int = 0) -> Colour:
+    """`colours` of views number `first` and up, for the recipe of each; arrays of length V * N, view after view."""
+    drawn = [
+        colours(recipe, seed, epoch, np.tile(samples, len(numbers)), np.repeat(numbers, len(samples)))
+        for recipe, numbers in _alike(recipes, first, lambda views: views)
+    ]
+    return Colour(*(np.concatenate(parts) for parts in zip(*(vars(c).values() for c in drawn))))
+
+
+def _alike(recipes: Sequence[Views], first: int, same: Callable[[Views], object]) -> Iterator[tuple[Views, np.ndarray]]:
+    """Recipes with the numbers of views in a row that share what counts: drawing for all costs as much as for one."""
+    for _, group in groupby(enumerate(recipes, start=first), key=lambda item: same(item[1])):
+        numbers, alike = zip(*group)
+        yield alike[0], np.array(numbers)
 
 
 def _between(bounds: tuple[float, float] | np.ndarray, u: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from simsiam.distributed.runtime import Runtime
 from simsiam.errors import UserError
 from simsiam.evaluation.pretrained import pixel_statistics
 from simsiam.models.batchnorm import ViewBatchNorm, per_view_batchnorm
-from simsiam.optim.build import begin_momentum
+from simsiam.optim.build import begin_moments, begin_momentum
 from simsiam.settings.derive import Numbers, check_batch, numbers_of
 from simsiam.settings.detect import Detect
 from simsiam.training.build import data_parallel
@@ -106,7 +106,7 @@ def derive_steps(settings: Detect, world_size: int, num_images: int) -> Numbers:
 
 
 def build_detector_state(module: TrainedDetector, settings: Detect, numbers: Numbers, runtime: Runtime) -> TrainState:
-    """The state at step 0: SGD, batch-norm's parameters with a decay of their own."""
+    """The state at step 0: the optimiser, batch-norm's parameters with a decay of their own."""
     module.to(runtime.device, memory_format=torch.channels_last).train()
     optim = settings.optim
     decays = {"detector": optim.weight_decay, "norm": optim.norm_weight_decay}
@@ -114,8 +114,12 @@ def build_detector_state(module: TrainedDetector, settings: Detect, numbers: Num
         {"params": parameters, "name": name, "weight_decay": decays[name]}
         for name, parameters in module.parameter_groups().items()
     ]
-    optimizer = torch.optim.SGD(groups, lr=numbers.peak_lr, momentum=optim.momentum, fused=True)
-    begin_momentum(optimizer)
+    if optim.name == "adamw":
+        optimizer = torch.optim.AdamW(groups, lr=numbers.peak_lr, betas=(optim.momentum, 0.999), fused=True)
+        begin_moments(optimizer)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=numbers.peak_lr, momentum=optim.momentum, fused=True)
+        begin_momentum(optimizer)
     schedule = StepSchedule(numbers.peak_lr, optim.warmup_steps, optim.warmup_factor, optim.milestones, optim.decay)
     # Which layers take part varies with the regions that are drawn: the graph is not static.
     model = data_parallel(module, runtime, static_graph=False)

@@ -12,6 +12,10 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 def mean_over_ranks(value: Tensor) -> Tensor:
     """The mean over ranks of a tensor of equal shape on each, without gradient."""
     if world_size() == 1:
@@ -48,3 +52,22 @@ def gather_equal(rows: Tensor) -> Tensor:
     everyone = rows.new_empty(world_size() * rows.shape[0], *rows.shape[1:])
     _all_gather(everyone, rows.detach().contiguous())
     return everyone
+
+
+def gather_with_gradient(rows: Tensor) -> Tensor:
+    """As `gather_equal`, and a gradient that any rank gives to these rows comes back here.
+
+    Backward adds up what the ranks give, without a factor: where each rank's loss is the mean over its own images, the
+    gradient that data parallelism averages over ranks is that of the one loss over all images.
+    """
+    return rows if world_size() == 1 else _Gather.apply(rows)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        return gather_equal(rows)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return sum_over_ranks(grad.contiguous()).chunk(world_size())[rank()]

@@ -31,8 +31,13 @@ class Method(Trainable):
 
     encoder: nn.Module
     num_views: int = 2
+    loss_range: tuple[float, float] | None = None
+    """Of a loss that is linear in the mean cosine of predictions and targets: its values at cosines 1 and 0. With these
+    the verdict on a run takes the loss into account."""
     takes_samples: bool = False
     """Whether `forward` is called with sample ids int64 (N,) behind the views (V, N, 3, H, W)."""
+    takes_small_views: bool = False
+    """Whether `forward` may be called with small views (W, N, 3, S, S) behind the views."""
 
     def prepare(self, num_images: int, global_batch: int) -> None:
         """Called once before training, when the set and the batch are known: banks and queues get their size."""

@@ -1,6 +1,6 @@
-"""ResNets for 32x32 images: ResNet-18/34 with a small stem, and the ResNet-20 to 110 of He et al.
+"""ResNets for 32x32 images: ResNet-18/34/50 with a small stem, and the ResNet-20 to 110 of He et al.
 
-Both kinds keep torchvision's names (conv1, bn1, layer1.., avgpool, fc) and its BasicBlock, and end in `fc`, so that
+Both kinds keep torchvision's names (conv1, bn1, layer1.., avgpool, fc) and its blocks, and end in `fc`, so that
 classifiers published for them load as they are.
 """
 
@@ -11,11 +11,12 @@ from torchvision.models.resnet import BasicBlock
 
 
 def stem_resnet(depth: int, *, zero_init_residual: bool = True, num_classes: int = 10) -> nn.Module:
-    """torchvision's ResNet-18 or 34 with a 3x3 stride-1 stem and no max-pool (SimSiam appendix D).
+    """torchvision's ResNet-18, 34 or 50 with a 3x3 stride-1 stem and no max-pool (SimSiam appendix D).
 
     Images (N, 3, H, W) to logits (N, num_classes); ResNet-18 with 10 classes has 11,173,962 parameters.
     """
-    build = {18: torchvision.models.resnet18, 34: torchvision.models.resnet34}[depth]
+    models = torchvision.models
+    build = {18: models.resnet18, 34: models.resnet34, 50: models.resnet50}[depth]
     model = build(num_classes=num_classes, zero_init_residual=zero_init_residual)
     model.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
     # torchvision's rule for convolutions, which the replaced layer missed.

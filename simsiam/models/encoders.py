@@ -15,6 +15,7 @@ from simsiam.models.cifar_resnet import ThinResNet, stem_resnet
 CIFAR: dict[str, Callable[..., nn.Module]] = {
     "cifar_resnet18": functools.partial(stem_resnet, 18),
     "cifar_resnet34": functools.partial(stem_resnet, 34),
+    "cifar_resnet50": functools.partial(stem_resnet, 50),
     "resnet8": functools.partial(ThinResNet, 8),
     "resnet20": functools.partial(ThinResNet, 20),
     "resnet32": functools.partial(ThinResNet, 32),

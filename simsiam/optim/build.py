@@ -1,4 +1,4 @@
-"""Named parameter groups -> SGD or LARS, with every group's schedule."""
+"""Named parameter groups -> SGD, LARS or Adam, with every group's schedule."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,8 +22,8 @@ def build_optimizer(
     """The optimiser and the schedule of each of its parameter groups, in order.
 
     `peak_lr` is the peak of all groups but those that `rates` names with one of their own.
-    Momentum buffers exist from the start, as zeros: the first update is the same to the bit, and a checkpoint has the
-    same tensors at every step.
+    Momentum buffers and Adam's moments exist from the start, as zeros: the first update is the same to the bit, and a
+    checkpoint has the same tensors at every step.
     """
     moving = Schedule(
         peak_lr, epochs, steps_per_epoch, optim.schedule, optim.per == "epoch", optim.warmup_epochs, optim.milestones,
@@ -32,7 +32,7 @@ def build_optimizer(
     constant = Schedule(peak_lr, epochs, steps_per_epoch, "constant")
     param_groups, schedules = [], []
     for name, parameters in groups.items():
-        held = name == "predictor" and optim.predictor_lr == "constant"
+        held = name.endswith("predictor") and optim.predictor_lr == "constant"
         schedule = replace(constant if held else moving, peak=(rates or {}).get(name, peak_lr))
         for suffix, members, plain in _by_dimension(parameters, optim.exclude_1d):
             group = {"params": members, "name": name + suffix, "weight_decay": 0.0 if plain else optim.weight_decay}
@@ -40,6 +40,10 @@ def build_optimizer(
                 group["always_adapt"] = not plain
             param_groups.append(group)
             schedules.append(schedule)
+    if optim.name == "adam":
+        optimizer = torch.optim.Adam(param_groups, lr=peak_lr, betas=(optim.momentum, 0.999), fused=True)
+        begin_moments(optimizer)
+        return optimizer, schedules
     common = {"lr": peak_lr, "momentum": optim.momentum}
     if optim.name == "lars":
         # Without always_adapt timm's LARS is plain SGD wherever weight decay is 0, as in the linear protocol.
@@ -56,6 +60,16 @@ def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def begin_moments(optimizer: torch.optim.Adam) -> None:
+    """Gives every parameter its moments, of zeros, and its count of steps."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            # The fused kernel counts on the parameter's device.
+            count = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": count, **moments}
 
 
 def _by_dimension(parameters: list[nn.Parameter], exclude_1d: bool) -> list[tuple[str, list[nn.Parameter], bool]]:

@@ -58,8 +58,8 @@ class Journal:
         """A line on rank 0."""
         self._progress.say(text)
 
-    def first_views(self, batches: Iterable[Tensor], views: Views) -> Iterator[Tensor]:
-        """Hands on the views of a step's micro-batches; the first the run ever sees become a picture."""
+    def first_views(self, batches: Iterable[tuple[Tensor, ...]], views: Views) -> Iterator[tuple[Tensor, ...]]:
+        """Hands on what a step's micro-batches are made into; the first views the run ever sees become a picture."""
         for number, images in enumerate(batches):
             if number == 0 and self._runtime.is_main and not (self._folder.path / "first_views.png").exists():
                 picture = view_grid(images, views)

@@ -8,14 +8,16 @@ from simsiam.settings.tree import Checkpoint, Job
 
 @dataclass(frozen=True)
 class StepOptim:
-    """SGD with momentum, its rate lowered at some steps."""
+    """The optimiser, its rate lowered at some steps."""
 
+    name: Literal["sgd", "adamw"] = "sgd"
+    """sgd, as in the papers; adamw learns more from few images, its first beta is `momentum`."""
     lr: float = 0.02
     """Learning rate for 16 images a step; the optimiser gets lr x batch_size / 16."""
     momentum: float = 0.9
     """Momentum, without dampening or Nesterov."""
     weight_decay: float = 1e-4
-    """Weight decay, added to the gradient, of all but batch-norm."""
+    """Weight decay, added to the gradient (sgd) or beside it (adamw), of all but batch-norm."""
     norm_weight_decay: float = 0.0
     """Weight decay of batch-norm's scales and shifts."""
     warmup_steps: int = 1000

@@ -16,6 +16,7 @@ from simsiam.settings.tree import Job
 
 S = TypeVar("S", bound=Job)
 
+_DEFAULT_METHOD = "simsiam"
 _OTHER_NAMES = {"--method": "--method.name", "--evaluate": "--evaluate_only"}
 
 
@@ -57,7 +58,7 @@ def parse(kind: type[S], argv: list[str] | None = None, *, recipe: str, prog: st
     name, words = _take_recipe(_words(argv, keys), recipe)
     _check_words(words, known, prog)
     path = find_recipe(name)
-    _check_file(path, known)
+    content = _read_file(path, known)
     parser = _parser(kind, prog, recipe)
     try:
         parsed = parser.parse_args(["--recipe", str(path), *words])
@@ -66,6 +67,8 @@ def parse(kind: type[S], argv: list[str] | None = None, *, recipe: str, prog: st
     parsed.pop("recipe", None)
     settings = parser.instantiate(parsed)
     settings = kind(**{f.name: settings[f.name] for f in fields(kind)})
+    if "method" in known:
+        settings = replace(settings, method=_own_options(settings.method, content.get("method", {}), words))
     settings = replace(
         settings,
         data=settings.data or os.environ.get("DATA", ""),
@@ -140,7 +143,26 @@ def _check_words(words: list[str], known: list[str], prog: str) -> None:
             raise UserError(f"Unknown setting {key!r} for {prog}{_nearest(key, known)}")
 
 
-def _check_file(path: Path, known: list[str]) -> None:
+def _own_options(method: dict[str, Any], recipes: dict[str, Any], words: list[str]) -> dict[str, Any]:
+    """The method's section; where the line names another method than the recipe, without what that one has not.
+
+    Options of the recipe by the same name stay; those on the line all do, so that a mistake there is found.
+    """
+    name = str(method.get("name", _DEFAULT_METHOD))
+    if name == recipes.get("name", _DEFAULT_METHOD):
+        return method
+    from simsiam.methods.registry import option_names  # imports torch, which would delay --help by seconds
+
+    has, typed = option_names(name), {word.partition("=")[0] for word in words}
+    return {
+        key: value
+        for key, value in method.items()
+        if key == "name" or key in has or key not in recipes or f"--method.{key}" in typed
+    }
+
+
+def _read_file(path: Path, known: list[str]) -> dict[str, Any]:
+    """What a recipe says. Raises UserError for what is no recipe, and for a key that is no setting."""
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -157,6 +179,7 @@ def _check_file(path: Path, known: list[str]) -> None:
         for dotted in [str(key), *inner]:
             if dotted not in known and not dotted.startswith("method."):
                 raise UserError(f"Unknown setting {dotted!r} in {path}{_nearest(dotted, known)}")
+    return content
 
 
 def _nearest(key: str, known: list[str]) -> str:

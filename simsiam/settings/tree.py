@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 @dataclass(frozen=True)
 class Views:
-    """How a view is made from an image (recipes: MoCo v2's list, in the order crop, jitter, gray, blur, flip)."""
+    """How a view is made from an image, in the order of MoCo v2 and BYOL: crop, jitter, gray, blur, solarize, flip."""
 
     size: int = 224
     """Side of a view, pixels."""
@@ -30,6 +30,8 @@ class Views:
     """Probability of Gaussian blur; the paper's CIFAR setting has none."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Smallest and largest standard deviation of the blur, pixels."""
+    solarize: float = 0.0
+    """Probability of solarization, which inverts every channel value from 0.5 (128 of 255) up; BYOL's second view."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     resize: int = 256
@@ -41,17 +43,29 @@ class Views:
 
 
 @dataclass(frozen=True)
+class SmallViews:
+    """Multi-crop: further views that show a part of the image, made as `views` says but for size and scale."""
+
+    count: int = 0
+    """Small views of an image, besides the method's own views; SwAV takes 6."""
+    size: int = 96
+    """Side of a small view, pixels."""
+    scale: tuple[float, float] = (0.05, 0.14)
+    """Smallest and largest crop, as a fraction of the image's area."""
+
+
+@dataclass(frozen=True)
 class Optim:
     """The optimiser and its rate over time."""
 
-    name: Literal["sgd", "lars"] = "sgd"
-    """sgd, or timm's LARS with adaptation always on (from batch 1024 up, and for linear classification)."""
+    name: Literal["sgd", "lars", "adam"] = "sgd"
+    """sgd; timm's LARS with adaptation always on (from batch 1024 up, and for linear classification); adam."""
     lr: float = 0.05
     """Base learning rate, for 256 images a step; the optimiser gets lr x batch_size / 256."""
     head_lr: float = 0.0
     """semisup.py: base rate of the classifier, where the encoder has `lr`; 0 takes `lr` for both."""
     momentum: float = 0.9
-    """Momentum of SGD and LARS, without dampening or Nesterov."""
+    """Momentum of SGD and LARS, without dampening or Nesterov; the first beta of Adam, whose second is 0.999."""
     weight_decay: float = 1e-4
     """Weight decay, added to the gradient; the paper decays every parameter, batch-norm and bias included."""
     exclude_1d: bool = False
@@ -85,6 +99,11 @@ class Health:
     """A warning below this std of z/|z| x sqrt(d)."""
     warn_rank: float = 3.0
     """A warning below this effective rank of a batch's projections."""
+    stuck: float = 0.6
+    """Stuck where predictions are nearer to chance than this times what the projections of two views agree by:
+    SimSiam with a fixed random predictor stays at 0.2 to 0.4, with a trained one it comes to 1."""
+    stuck_after: int = 100
+    """Steps before which no run is called stuck."""
 
 
 @dataclass(frozen=True)
@@ -204,9 +223,16 @@ class Pretrain(Run):
     """Settings of pretrain.py."""
 
     encoder: str = "resnet50"
-    """A torchvision ResNet, cifar_resnet18, cifar_resnet34, resnet8, 20, 32, 56, 110, or timm:NAME."""
+    """A torchvision ResNet, cifar_resnet18, cifar_resnet34, cifar_resnet50, resnet8, 20, 32, 56, 110, or timm:NAME."""
     method: dict[str, Any] = field(default_factory=lambda: {"name": "simsiam"})
     """name of the method, and its own options as method.OPTION."""
+    branches: list[dict[str, Any]] = field(default_factory=list)
+    """What is different from `views` in each view of the method, a mapping a view, such as [{blur: 1.0}, {blur: 0.1,
+    solarize: 0.2}]; an empty list makes all views alike."""
+    small_views: SmallViews = field(default_factory=SmallViews)
+    views_schedule: list[dict[str, Any]] = field(default_factory=list)
+    """What is different in `views` in the first epochs, such as [{until: 10, blur: 0.0}]: below epoch 10, counted from
+    0. Entries hold in turn, each from where the one before it ends; `branches` in an entry are its own."""
     knn_every: int = 1
     """Epochs between runs of the kNN monitor; 0 is never."""
     knn: Knn = field(default_factory=Knn)

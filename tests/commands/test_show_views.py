@@ -110,6 +110,35 @@ def test_a_view_is_described_in_the_order_it_is_made():
         assert part in words
 
 
+def test_branches_small_views_and_schedule_are_drawn(shapes, call, tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text(
+        "encoder: resnet8\n"
+        "views: {size: 32, resize: 32, jitter: 0.0, gray: 0.0}\n"
+        "method: {name: swav, dim: 8, projector_hidden: 8, prototypes: 4}\n"
+        "branches: [{blur: 1.0}, {blur: 0.0, solarize: 1.0}]\n"
+        "small_views: {count: 6, size: 16}\n"
+        "views_schedule: [{until: 2, gray: 1.0}]\n"
+    )
+    calls, draw = [], show_views._draw
+    monkeypatch.setattr(show_views, "_draw", lambda *given: calls.append(given) or draw(*given))
+    for epoch, gray in ((1, True), (2, False)):
+        printed = call(shapes, "--recipe", tmp_path / "mine.yaml", "--epoch", epoch, "--out", tmp_path / "x.png")
+        (line,) = (line for line in printed.splitlines() if line.startswith("resident"))
+        assert "by at most 0 levels of 255 in the crops" in line
+        assert "by at most 0.0 in the views" in line
+        _, _, rows, drawn, *_ = calls.pop()
+        with Image.open(tmp_path / "x.png") as picture:
+            assert picture.size == (6 * 300, 2 * 300 * len(rows) + 60 + 38 + 8 * 26)
+        assert len(rows) == 2 + dali_is_installed()
+        for row in rows:
+            assert (row.crops.shape, row.views.shape) == ((2, 32, 32, 3), (2, 3, 32, 32))
+            assert (row.small_crops.shape, row.small_views.shape) == ((6, 16, 16, 3), (6, 3, 16, 16))
+        assert [words.partition(":")[0] for words in drawn.words] == [f"view {number}" for number in range(1, 9)]
+        assert [("blur sigma" in words, "; solarized;" in words) for words in drawn.words[:2]] == [(1, 0), (0, 1)]
+        assert all(("; gray;" in words) == gray for words in drawn.words)
+        assert all(height * width < 0.2 * 32 * 32 for *_, height, width in drawn.boxes[2:])
+
+
 def test_differences_are_in_levels():
     crops, views = torch.zeros(2, 4, 4, 3, dtype=torch.uint8), torch.zeros(2, 3, 4, 4)
     other = crops.clone()

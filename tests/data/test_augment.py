@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 from scipy import ndimage
 from sklearn.datasets import load_sample_images
 from torch import Tensor
@@ -24,7 +24,9 @@ from simsiam.data.augment import (
     apply_colour,
     gaussian_blur,
     grayscale,
+    solarize,
 )
+from simsiam.data.loaders import Crops
 from simsiam.data.views import BRIGHTNESS, CONTRAST, HUE, SATURATION, Colour, colours
 from simsiam.settings.tree import Views
 
@@ -69,7 +71,7 @@ def from_pil(image: Image.Image) -> Tensor:
 def nothing(n: int) -> Colour:
     """A colour that leaves n images as they are."""
     off, one, zero = np.zeros(n, bool), np.ones(n), np.zeros(n)
-    return Colour(off, np.tile(np.arange(4), (n, 1)), one, one, one, zero, off, zero, off)
+    return Colour(off, np.tile(np.arange(4), (n, 1)), one, one, one, zero, off, zero, off, off)
 
 
 def direct_blur(image: Tensor, sigma: float) -> Tensor:
@@ -91,6 +93,21 @@ def test_jitter_operations_are_those_of_torchvision_on_floats(name: str) -> None
 def test_grayscale_is_that_of_torchvision_on_floats() -> None:
     images = noise(4, 48, 40).float() / 255
     torch.testing.assert_close(grayscale(images), TF.rgb_to_grayscale(images, 3), atol=LUMA_GAP, rtol=0)
+
+
+def test_solarization_is_that_of_torchvision_to_the_bit() -> None:
+    half = torch.tensor(0.5)
+    ends = [torch.tensor(v) for v in (0.0, 1.0)]
+    edge = torch.stack([half, *(torch.nextafter(half, end) for end in ends), *ends, torch.tensor(1e-9)])
+    for images in (noise(4, 48, 40).float() / 255, torch.rand(2, 3, 50, 50), edge.expand(1, 3, 1, 6)):
+        assert torch.equal(solarize(images), TF.solarize(images, 0.5))
+
+
+def test_solarization_is_that_of_pil_with_its_threshold_of_128() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    expected = from_pil(ImageOps.solarize(to_pil(levels[0]), threshold=128))
+    torch.testing.assert_close(solarize(levels.float() / 255)[0] * 255, expected, atol=2e-5, rtol=0)
+    assert torch.equal((solarize(levels.float() / 255)[0] * 255).round(), expected)
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
@@ -159,10 +176,13 @@ def test_blur_keeps_a_flat_image(sigma: float) -> None:
     torch.testing.assert_close(gaussian_blur(flat, torch.tensor([sigma]), REACH), flat, atol=1e-6, rtol=0)
 
 
-def test_views_are_torchvision_operations_applied_one_by_one_in_the_drawn_order() -> None:
+@pytest.mark.parametrize(
+    "views", [Views(), Views(blur=1.0), Views(blur=0.5, solarize=0.5)], ids=["plain", "blur", "both"]
+)
+def test_views_are_torchvision_operations_applied_one_by_one_in_the_drawn_order(views: Views) -> None:
     n = 48
     images = noise(n, 32, 32)
-    colour = colours(Views(), 0, 3, np.arange(n), 0)
+    colour = colours(views, 0, 3, np.arange(n), 0)
     assert len(np.unique(colour.order[colour.jitter], axis=0)) > 12
     by_number = {
         BRIGHTNESS: (TF.adjust_brightness, colour.brightness),
@@ -180,6 +200,8 @@ def test_views_are_torchvision_operations_applied_one_by_one_in_the_drawn_order(
             expected = TF.rgb_to_grayscale(expected, 3)
         if colour.sigma[i] > 0:
             expected = direct_blur(expected, colour.sigma[i]).float()
+        if colour.solarize[i]:
+            expected = TF.solarize(expected, 0.5)
         if colour.flip[i]:
             expected = TF.horizontal_flip(expected)
         torch.testing.assert_close(got[i], expected, atol=4 * LUMA_GAP, rtol=0, msg=lambda m, i=i: f"image {i}: {m}")
@@ -214,7 +236,7 @@ def test_flip_is_exact_and_touches_only_what_is_flipped() -> None:
     assert torch.equal(got[1::2], images[1::2])
 
 
-@pytest.mark.parametrize("what", ["jitter", "gray", "sigma", "flip"])
+@pytest.mark.parametrize("what", ["jitter", "gray", "sigma", "solarize", "flip"])
 def test_an_image_that_is_not_selected_stays_as_it_is_to_the_bit(what: str) -> None:
     images = noise(5, 16, 16).float() / 255
     assert torch.equal(apply_colour(images.clone(), nothing(5), REACH), images)
@@ -254,6 +276,61 @@ def test_batch_is_every_view_of_every_image_with_the_colours_of_its_sample() -> 
         torch.testing.assert_close(got[view], expected, atol=1e-6, rtol=0)
 
 
+def test_each_view_is_made_by_its_own_recipe_of_the_epoch() -> None:
+    samples, plain = np.array([7, 100, 3, 55]), Views(size=24)
+    branches = [replace(plain, blur=1.0), replace(plain, blur=0.1, solarize=1.0), replace(plain, jitter=0.0, gray=0.0)]
+    batch = crops(3, 4, 24)
+    augment = Augment(plain, 4, lambda epoch: branches if epoch < 6 else [plain] * 3)
+    for epoch, recipes in ((5, branches), (6, [plain] * 3)):
+        got = augment(batch, samples, epoch)
+        for view, recipe in enumerate(recipes):
+            images = batch[view].permute(0, 3, 1, 2).float() / 255
+            expected = augment.normalise(apply_colour(images, colours(recipe, 4, epoch, samples, view), REACH))
+            torch.testing.assert_close(got[view], expected, atol=1e-6, rtol=0)
+    assert torch.equal(augment(batch, samples, 6), Augment(plain, 4)(batch, samples, 6))
+
+
+def test_small_views_go_on_where_the_full_ones_end() -> None:
+    samples, plain = np.array([7, 100, 3, 55]), Views(size=24)
+    small = replace(plain, size=16, blur=1.0)
+    augment = Augment(plain, 4, lambda epoch: [plain, plain, small, small, small])
+    both = Crops(crops(2, 4, 24), samples, torch.zeros(4), 6, small=crops(3, 4, 16))
+    views, smaller = augment.inputs(both)
+    assert (views.shape, smaller.shape) == ((2, 4, 3, 24, 24), (3, 4, 3, 16, 16))
+    assert torch.equal(views, Augment(plain, 4)(both.images, samples, 6))
+    for number in range(3):
+        images = both.small[number].permute(0, 3, 1, 2).float() / 255
+        colour = colours(small, 4, 6, samples, 2 + number)
+        expected = augment.normalise(apply_colour(images, colour, REACH))
+        torch.testing.assert_close(smaller[number], expected, atol=1e-6, rtol=0)
+    (alone,) = augment.inputs(both._replace(small=None))
+    assert torch.equal(alone, views)
+
+
+def launches(work: Callable[[], object]) -> int:
+    """Operations that torch runs."""
+    with torch.profiler.profile() as profile:
+        work()
+    return sum(event.count for event in profile.key_averages() if event.key.startswith("aten::"))
+
+
+def test_recipes_of_their_own_cost_no_further_pass_over_the_batch() -> None:
+    """What runs is decided by what happens to any of the images, not by how many recipes there are."""
+    samples, batch, always = np.arange(16), crops(3, 16, 16), Views(size=16, jitter=1.0, gray=0.5, blur=0.5, flip=0.5)
+    branches = [
+        replace(always, blur=b, gray=g, brightness=s) for b, g, s in ((0.4, 0.6, 0.2), (0.6, 0.4, 0.4), (0.5, 0.5, 0))
+    ]
+    counts = []
+    for augment in (
+        Augment(always, 0),
+        Augment(always, 0, lambda _: [always] * 3),
+        Augment(always, 0, lambda _: branches),
+    ):
+        augment(batch, samples, 0)
+        counts.append(launches(lambda augment=augment: augment(batch, samples, 0)))
+    assert counts[0] == counts[1] == counts[2] > 50
+
+
 def test_a_view_does_not_depend_on_the_batch_it_sits_in() -> None:
     samples = np.arange(100, 116)
     batch, augment = crops(2, 16, 32), Augment(Views(size=32), seed=1)
@@ -271,7 +348,7 @@ def test_memory_layout_of_the_crops_does_not_matter() -> None:
 
 
 def test_views_stay_in_range_for_the_strongest_settings() -> None:
-    views = Views(size=16, jitter=1.0, brightness=2.0, contrast=2.0, saturation=2.0, hue=0.5, blur=1.0)
+    views = Views(size=16, jitter=1.0, brightness=2.0, contrast=2.0, saturation=2.0, hue=0.5, blur=1.0, solarize=0.5)
     colour = colours(views, 0, 0, np.arange(64), 0)
     got = apply_colour(noise(64, 16, 16).float() / 255, colour, REACH)
     assert got.min() >= -1e-6

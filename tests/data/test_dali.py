@@ -1,6 +1,7 @@
 """DALI's crops are torchvision's within a rounding, whatever the files are."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,9 +16,19 @@ from simsiam.data.loaders import Crops, dali, make_loader
 from simsiam.data.loaders.dali_centre import dali_centre_batches
 from simsiam.data.plan import Plan
 from simsiam.data.sources.folder import FolderImages
-from simsiam.settings.tree import Run, Views
+from simsiam.settings.tree import Pretrain, Run, SmallViews, Views
+from simsiam.settings.view_recipes import view_recipes
 
 SETTINGS = Run(batch_size=8, workers=1, loader="dali", views=Views(size=96))
+VARIED = Pretrain(
+    batch_size=8,
+    workers=1,
+    loader="dali",
+    views=Views(size=96),
+    branches=[{"blur": 1.0}, {"scale": [0.05, 0.1], "solarize": 1.0}],
+    small_views=SmallViews(count=3, size=40),
+    views_schedule=[{"until": 1, "scale": [0.9, 1.0], "branches": [{}, {"gray": 1.0}]}],
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,29 +54,35 @@ def load(images: FolderImages, settings: Run, start: int, stop: int, rank: int =
     return [crops for step in steps for crops in step]
 
 
-def test_crops_and_views_are_those_of_torchvision(photographs: FolderImages) -> None:
-    augment = Augment(SETTINGS.views, 0)
-    theirs = load(photographs, replace(SETTINGS, loader="torchvision"), 0, 6)
-    for ours, other in zip(load(photographs, SETTINGS, 0, 6), theirs, strict=True):
-        gap = (ours.images.int() - other.images.int()).abs().float()
-        assert gap.mean() < 0.5
-        assert gap.max() < 8
+@pytest.mark.parametrize("settings", [SETTINGS, VARIED], ids=["alike", "varied"])
+def test_crops_and_views_are_those_of_torchvision(photographs: FolderImages, settings: Run) -> None:
+    augment = Augment(settings.views, 0, partial(view_recipes, settings, num_views=2))
+    theirs = load(photographs, replace(settings, loader="torchvision"), 0, 6)
+    for ours, other in zip(load(photographs, settings, 0, 6), theirs, strict=True):
+        assert (ours.small is None) == (other.small is None) == (settings is SETTINGS)
+        for mine, expected in zip((ours.images, ours.small), (other.images, other.small)):
+            gap = (mine.int() - expected.int()).abs().float() if expected is not None else torch.zeros(1)
+            assert gap.mean() < 0.5
+            assert gap.max() < 8
         assert np.array_equal(ours.samples, other.samples)
         assert torch.equal(ours.labels, other.labels)
         assert (ours.epoch, sorted(ours.replaced)) == (other.epoch, sorted(other.replaced))
-        views, expected = (augment(crops.images, crops.samples, crops.epoch) for crops in (ours, other))
-        assert ((views - expected) * augment.std).abs().mean() * 255 < 1
+        for views, expected in zip(augment.inputs(ours), augment.inputs(other), strict=True):
+            assert ((views - expected) * augment.std).abs().mean() * 255 < 1
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_steps_from_the_middle_and_ranks_are_parts_of_the_whole(photographs: FolderImages, world: int) -> None:
-    whole = load(photographs, SETTINGS, 0, 5)
-    for ours, other in zip(load(photographs, SETTINGS, 2, 5), whole[2:], strict=True):
+    whole = load(photographs, VARIED, 0, 5)
+    assert [crops.epoch for crops in whole] == [0, 0, 1, 1, 2]
+    for ours, other in zip(load(photographs, VARIED, 1, 5), whole[1:], strict=True):
         assert torch.equal(ours.images, other.images)
+        assert torch.equal(ours.small, other.small)
         assert np.array_equal(ours.samples, other.samples)
-    ranks = [load(photographs, SETTINGS, 2, 5, rank, world) for rank in range(world)]
-    for *parts, other in zip(*ranks, whole[2:], strict=True):
+    ranks = [load(photographs, VARIED, 1, 4, rank, world) for rank in range(world)]
+    for *parts, other in zip(*ranks, whole[1:4], strict=True):
         assert torch.equal(torch.cat([part.images for part in parts], 1), other.images)
+        assert torch.equal(torch.cat([part.small for part in parts], 1), other.small)
         assert torch.equal(torch.cat([part.labels for part in parts]), other.labels)
         assert np.array_equal(np.concatenate([part.samples for part in parts]), other.samples)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 from torchvision.transforms.v2 import functional as TF
 
+from simsiam.data.augment import Augment
 from simsiam.data.image_set import BadImage
 from simsiam.data.labelled import Centred, centre_batches, centre_crop
 from simsiam.data.loaders import Crops, choose_images, make_loader
@@ -22,10 +24,18 @@ from simsiam.data.resident import fits_in_memory, make_resident
 from simsiam.data.sources.folder import FolderImages
 from simsiam.data.views import crop_boxes
 from simsiam.errors import UserError
-from simsiam.settings.tree import Pretrain, Run, Views
+from simsiam.settings.tree import Pretrain, Run, SmallViews, Views
+from simsiam.settings.view_recipes import view_recipes
 
 CPU = torch.device("cpu")
 SETTINGS = Pretrain(batch_size=12, seed=3, workers=0, loader="torchvision", views=Views(size=24))
+# Views that differ in all that they can differ in, changing at epochs 1 and 2.
+VARIED = replace(
+    SETTINGS,
+    branches=[{"scale": [0.5, 0.6], "blur": 1.0}, {"solarize": 0.5, "ratio": [1.0, 1.0]}],
+    small_views=SmallViews(count=3, size=10, scale=(0.1, 0.2)),
+    views_schedule=[{"until": 1, "jitter": 0.0}, {"until": 2, "scale": [0.9, 1.0], "branches": [{}, {"gray": 1.0}]}],
+)
 BAD = {4, 5, 20, 29}  # two in a row, one alone, and the last, whose stand-in is the first
 
 
@@ -67,10 +77,16 @@ def flat(steps: list[list[Crops]]) -> Iterator[Crops]:
     return (crops for step in steps for crops in step)
 
 
+def all_crops(crops: Crops) -> list[Tensor]:
+    """uint8 (N, S, S, 3) of each view, small ones last."""
+    return [*crops.images, *(crops.small if crops.small is not None else ())]
+
+
 def assert_same(a: list[list[Crops]], b: list[list[Crops]]) -> None:
     assert [len(step) for step in a] == [len(step) for step in b]
     for ours, theirs in zip(flat(a), flat(b), strict=True):
         assert torch.equal(ours.images, theirs.images)
+        assert (ours.small is None and theirs.small is None) or torch.equal(ours.small, theirs.small)
         assert torch.equal(ours.labels, theirs.labels)
         assert np.array_equal(ours.samples, theirs.samples)
         assert ours.epoch == theirs.epoch
@@ -111,21 +127,41 @@ def test_crops_of_whole_batches_are_those_of_torchvision_to_the_bit(height: int,
         assert torch.equal(torch.stack([crop(x, box, side) for x, box in zip(images, boxes)]), expected)
 
 
+@pytest.mark.parametrize("settings", [SETTINGS, VARIED], ids=["alike", "varied"])
 @pytest.mark.parametrize("loader", ["torchvision", "resident"])
-def test_a_crop_is_the_box_of_its_sample_and_view(good: FolderImages, loader: str) -> None:
-    settings = replace(SETTINGS, loader=loader)
-    for crops in flat(load(good, settings)):
-        for view in range(2):
+def test_a_crop_is_the_box_of_its_sample_and_of_its_views_recipe(
+    good: FolderImages, loader: str, settings: Pretrain
+) -> None:
+    for crops in flat(load(good, replace(settings, loader=loader))):
+        recipes = view_recipes(settings, crops.epoch, 2)
+        assert len(recipes) == 2 + settings.small_views.count
+        for view, (recipe, made) in enumerate(zip(recipes, all_crops(crops), strict=True)):
             for row, sample in enumerate(crops.samples):
-                box = crop_boxes(settings.views, settings.seed, crops.epoch, [sample], view, [32], [32])[0].tolist()
-                expected = TF.resized_crop(good.read(int(sample)), *box, size=[24, 24], antialias=True)
-                assert torch.equal(crops.images[view, row].permute(2, 0, 1), expected)
+                box = crop_boxes(recipe, settings.seed, crops.epoch, [sample], view, [32], [32])[0].tolist()
+                expected = TF.resized_crop(good.read(int(sample)), *box, size=[recipe.size] * 2, antialias=True)
+                assert torch.equal(made[row].permute(2, 0, 1), expected)
                 assert crops.labels[row] == good.labels[sample]
+
+
+def test_views_are_the_same_by_each_loader_on_any_ranks_and_from_any_step(good: FolderImages) -> None:
+    augment = Augment(VARIED.views, VARIED.seed, partial(view_recipes, VARIED, num_views=2))
+    whole = [augment.inputs(crops) for crops in flat(load(good, VARIED, 0, 5))]
+    assert all((len(views), len(small)) == (2, 3) for views, small in whole)
+    assert all((views.shape[2:], small.shape[2:]) == ((3, 24, 24), (3, 10, 10)) for views, small in whole)
+    others = (replace(VARIED, loader="resident"), replace(VARIED, workers=2))
+    for start, settings in zip((1, 3), others):  # in the first and in the second entry of the schedule
+        for inputs, crops in zip(whole[start:], flat(load(good, settings, start, 5)), strict=True):
+            assert all(map(torch.equal, inputs, augment.inputs(crops)))
+    ranks = [load(good, replace(VARIED, loader="resident"), 0, 5, rank=rank, world=2) for rank in range(2)]
+    for inputs, *parts in zip(whole, *map(flat, ranks), strict=True):
+        together = (torch.cat(pieces, 1) for pieces in zip(*map(augment.inputs, parts)))
+        for one, two in zip(inputs, together, strict=True):
+            torch.testing.assert_close(one, two, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("loader", "workers"), [("torchvision", 0), ("torchvision", 2), ("resident", 0)])
 def test_steps_from_the_middle_are_the_tail_of_all_steps(good: FolderImages, loader: str, workers: int) -> None:
-    settings = replace(SETTINGS, loader=loader, workers=workers, accumulate=2)
+    settings = replace(VARIED, loader=loader, workers=workers, accumulate=2)
     everything = load(good, settings, 0, 7)
     assert [step[0].epoch for step in everything] == [0, 0, 1, 1, 2, 2, 3]  # 30 // 12 steps an epoch
     assert_same(load(good, settings, 3, 7), everything[3:])
@@ -135,11 +171,12 @@ def test_steps_from_the_middle_are_the_tail_of_all_steps(good: FolderImages, loa
 @pytest.mark.parametrize("loader", ["torchvision", "resident"])
 @pytest.mark.parametrize("accumulate", [2, 3, 12])
 def test_micro_batches_split_the_batch_of_the_step(good: FolderImages, loader: str, accumulate: int) -> None:
-    whole = load(good, replace(SETTINGS, loader=loader), 0, 3)
-    pieces = load(good, replace(SETTINGS, loader=loader, accumulate=accumulate), 0, 3)
+    whole = load(good, replace(VARIED, loader=loader), 0, 3)
+    pieces = load(good, replace(VARIED, loader=loader, accumulate=accumulate), 0, 3)
     for (one,), step in zip(whole, pieces, strict=True):
         assert [len(crops.samples) for crops in step] == [12 // accumulate] * accumulate
         assert torch.equal(torch.cat([crops.images for crops in step], dim=1), one.images)
+        assert torch.equal(torch.cat([crops.small for crops in step], dim=1), one.small)
         assert torch.equal(torch.cat([crops.labels for crops in step]), one.labels)
         assert np.array_equal(np.concatenate([crops.samples for crops in step]), one.samples)
 

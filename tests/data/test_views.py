@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from scipy import stats
 from torchvision.transforms import RandomResizedCrop
 
-from simsiam.data.views import Colour, colours, crop_boxes
+from simsiam.data.views import Colour, boxes_of_views, colours, colours_of_views, crop_boxes
 from simsiam.settings.tree import Views
 
 VIEWS = Views()
@@ -23,7 +24,7 @@ def draw_boxes(
 
 
 def as_columns(colour: Colour) -> np.ndarray:
-    """float64 (N, 12): every choice of a view's colour."""
+    """float64 (N, 13): every choice of a view's colour."""
     columns = [np.asarray(part, np.float64).reshape(len(colour.flip), -1) for part in vars(colour).values()]
     return np.concatenate(columns, axis=1)
 
@@ -123,10 +124,55 @@ def test_stream_of_views_never_changes_by_accident() -> None:
     assert boxes.tolist() == [[109, 23, 254, 315], [11, 7, 16, 21]]
     columns = as_columns(colours(VIEWS, 0, 7, [1234, 5], 1))
     expected = [
-        [1, 0, 3, 1, 2, 0.7942992121066, 1.0277145620319, 0.6361394153297, -0.0190599325504, 0, 0, 0],
-        [1, 1, 3, 2, 0, 0.7693862376413, 0.7950929185112, 0.9068218406269, 0.0408759367966, 1, 0.1559026885187, 1],
+        [1, 0, 3, 1, 2, 0.7942992121066, 1.0277145620319, 0.6361394153297, -0.0190599325504, 0, 0, 0, 0],
+        [1, 1, 3, 2, 0, 0.7693862376413, 0.7950929185112, 0.9068218406269, 0.0408759367966, 1, 0.1559026885187, 0, 1],
     ]
     np.testing.assert_allclose(columns, expected, atol=1e-12)
+
+
+def test_stream_of_solarization_never_changes_by_accident() -> None:
+    solarized = colours(Views(solarize=0.2), 0, 7, np.arange(40), 1).solarize
+    assert np.flatnonzero(solarized).tolist() == [9, 10, 15, 17, 18, 27, 30, 32, 33]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2, 1.0])
+def test_solarization_moves_no_other_choice(rate: float) -> None:
+    plain, other = (vars(colours(views, 4, 5, np.arange(2000), 1)) for views in (VIEWS, Views(solarize=rate)))
+    assert not plain["solarize"].any()
+    assert abs(other["solarize"].mean() - rate) <= 5 * math.sqrt(rate * (1 - rate) / 2000)
+    assert all(np.array_equal(plain[name], other[name]) for name in plain if name != "solarize")
+
+
+# BYOL's two views, and a third with an anchor's settings and a crop of its own.
+BRANCHES = [
+    replace(VIEWS, blur=1.0),
+    replace(VIEWS, blur=0.1, solarize=0.2),
+    replace(VIEWS, jitter=0.0, gray=0.0, blur=0.0, scale=(0.5, 0.6)),
+]
+
+
+def test_each_view_has_the_rates_of_its_own_recipe() -> None:
+    colour = colours_of_views(BRANCHES, 1, 2, np.arange(N))
+    happens = {"jitter": colour.jitter, "gray": colour.gray, "blur": colour.sigma > 0, "solarize": colour.solarize}
+    for name, values in happens.items():
+        for view, (recipe, got) in enumerate(zip(BRANCHES, values.reshape(3, N), strict=True)):
+            rate = getattr(recipe, name)
+            assert abs(got.sum() - N * rate) <= 5 * math.sqrt(N * rate * (1 - rate)), (name, view)
+    both = colour.solarize.reshape(3, N)[1] & (colour.sigma.reshape(3, N)[1] > 0)
+    assert abs(both.mean() - 0.02) < 5 * math.sqrt(0.02 * 0.98 / N)  # independent of each other
+
+
+@pytest.mark.parametrize(("first", "count"), [(0, 1), (0, 4), (2, 3)])
+@pytest.mark.parametrize("recipes", [[VIEWS] * 7, [*BRANCHES, *[replace(VIEWS, size=96, scale=(0.05, 0.14))] * 4]])
+def test_views_drawn_together_are_those_drawn_one_by_one(recipes: list[Views], first: int, count: int) -> None:
+    samples, heights, widths = np.array([9, 2, 1_281_166]), np.array([32, 375, 7]), np.array([40, 500, 400])
+    boxes = boxes_of_views(recipes, 3, 7, samples, heights, widths)
+    assert boxes.shape == (7, 3, 4)
+    colour = as_columns(colours_of_views(recipes[first : first + count], 3, 7, samples, first)).reshape(count, 3, -1)
+    for number in range(count):
+        view = first + number
+        assert (boxes[view] == crop_boxes(recipes[view], 3, 7, samples, view, heights, widths)).all()
+        assert (colour[number] == as_columns(colours(recipes[view], 3, 7, samples, view))).all()
 
 
 @pytest.mark.parametrize("other", [{"view": 1}, {"epoch": 1}, {"seed": 1}])
@@ -137,9 +183,10 @@ def test_another_view_epoch_or_seed_is_independent(other: dict[str, int]) -> Non
     for name in first:
         assert abs(np.corrcoef(first[name], second[name])[0, 1]) < limit
     keys = {"seed": 0, "epoch": 0, "view": 0}
-    a = as_columns(colours(VIEWS, samples=np.arange(N), **keys))
-    b = as_columns(colours(VIEWS, samples=np.arange(N), **(keys | other)))
-    assert np.abs(np.corrcoef(a.T, b.T)[:12, 12:]).max() < limit
+    views = Views(solarize=0.2)
+    a = as_columns(colours(views, samples=np.arange(N), **keys))
+    b = as_columns(colours(views, samples=np.arange(N), **(keys | other)))
+    assert np.abs(np.corrcoef(a.T, b.T)[:13, 13:]).max() < limit
 
 
 def test_seed_and_epoch_do_not_stand_in_for_each_other() -> None:
@@ -149,7 +196,7 @@ def test_seed_and_epoch_do_not_stand_in_for_each_other() -> None:
 
 
 def test_choices_within_a_view_are_independent_of_each_other() -> None:
-    colour = colours(VIEWS, 0, 0, np.arange(N), 0)
+    colour = colours(Views(solarize=0.2), 0, 0, np.arange(N), 0)
     columns = {name: value for name, value in vars(colour).items() if name != "order"}
     columns |= shape_and_place(draw_boxes(VIEWS, 100, 100, N), 100, 100)
     columns["first operation"] = colour.order[:, 0]
@@ -158,10 +205,10 @@ def test_choices_within_a_view_are_independent_of_each_other() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.5, 0.8, 1.0])
-def test_rates_of_jitter_gray_blur_and_flip(rate: float) -> None:
-    views = Views(jitter=rate, gray=rate, blur=rate, flip=rate)
+def test_rates_of_jitter_gray_blur_solarize_and_flip(rate: float) -> None:
+    views = Views(jitter=rate, gray=rate, blur=rate, solarize=rate, flip=rate)
     colour = colours(views, 1, 2, np.arange(N), 0)
-    for happens in (colour.jitter, colour.gray, colour.sigma > 0, colour.flip):
+    for happens in (colour.jitter, colour.gray, colour.sigma > 0, colour.solarize, colour.flip):
         assert abs(happens.sum() - N * rate) <= 5 * math.sqrt(N * rate * (1 - rate))
 
 

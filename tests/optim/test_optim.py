@@ -82,3 +82,36 @@ def test_sgd_is_torchs_from_the_first_step() -> None:
         optimizer.step()
         reference.step()
         torch.testing.assert_close(ours, theirs)
+
+
+def test_adam_is_the_papers_with_decay_in_the_gradient_and_a_checkpoint_has_its_moments_from_the_start() -> None:
+    """Kingma and Ba, algorithm 1, in float64."""
+    torch.manual_seed(0)
+    parameter = nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
+    w, m, v = parameter.detach().clone(), torch.zeros(4, 3, dtype=torch.float64), torch.zeros(4, 3, dtype=torch.float64)
+    optimizer, schedules = build_optimizer(
+        {"encoder": [parameter]}, Optim(name="adam", momentum=0.8, weight_decay=0.01, schedule="constant"), 0.1, 9, 7
+    )
+    assert {schedules[0].at(step) for step in range(63)} == {0.1}
+    held = set(optimizer.state[parameter])
+    assert held == {"step", "exp_avg", "exp_avg_sq"}
+    for t in range(1, 5):
+        gradient = torch.randn(4, 3, dtype=torch.float64)
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        g = gradient + 0.01 * w
+        m, v = 0.8 * m + 0.2 * g, 0.999 * v + 0.001 * g * g
+        w = w - 0.1 * (m / (1 - 0.8**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+        torch.testing.assert_close(parameter.data, w, atol=1e-12, rtol=1e-10)
+        assert set(optimizer.state[parameter]) == held
+
+
+def test_adam_passes_over_what_has_no_gradient_moments_and_all() -> None:
+    moved, resting = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer, _ = build_optimizer({"encoder": [moved], "head": [resting]}, Optim(name="adam"), 0.1, 1, 1)
+    for _ in range(2):
+        moved.grad, resting.grad = torch.ones(2), None
+        optimizer.step()
+    assert optimizer.state[moved]["step"] == 2
+    assert optimizer.state[resting]["step"] == 0
+    assert torch.equal(resting, torch.ones(2))

@@ -18,6 +18,13 @@ QUICK = (
 )  # fmt: skip
 
 
+# Other views in each of the first two epochs and from there on.
+CHANGING = (
+    "--branches", "[{solarize: 0.5}, {blur: 1.0}]",
+    "--views-schedule", "[{until: 1, gray: 1.0}, {until: 2, scale: [0.8, 1.0], branches: [{}, {jitter: 0.0}]}]",
+)  # fmt: skip
+
+
 def photographs(root: Path, count: int) -> list[Path]:
     """JPEGs cut from real photographs, of several sizes, half a class each."""
     pixels = load_sample_images().images
@@ -107,11 +114,11 @@ def test_two_hundred_damaged_files_among_as_many_good_ones_end_no_run(
 
 
 @pytest.mark.parametrize("loader", ["torchvision", "dali"])
-def test_a_run_that_stops_anywhere_goes_on_with_the_same_samples(
+def test_a_run_that_stops_anywhere_goes_on_with_the_same_samples_and_views(
     call: Callable[..., int], tmp_path: Path, loader: str
 ) -> None:
     photographs(tmp_path / "data/train", 70)  # no whole number of batches: the steps cross from epoch to epoch
-    common = (*QUICK, "--data", tmp_path / "data", "--knn-every", 0, "--loader", loader)
+    common = (*QUICK, *CHANGING, "--data", tmp_path / "data", "--knn-every", 0, "--loader", loader)
     assert call("pretrain.py", *common, "--max-steps", 11, "--out", tmp_path / "straight") == 0
     for stop in (3, 7, 11):
         assert call("pretrain.py", *common, "--max-steps", stop, "--out", tmp_path / "stopped") == 0

@@ -1,5 +1,8 @@
 """Defaults < recipe < command line, and a mistake is named with what was probably meant."""
 
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from simsiam.settings.detect import Detect
 from simsiam.settings.parse import find_recipe, parse, recipe_names
 from simsiam.settings.sweep import sweep_cells
 from simsiam.settings.tree import FineTune, Linear, Pretrain
+from tests.conftest import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -69,11 +73,52 @@ def test_a_bare_switch_is_true(words: list[str], hidden: bool, download: bool) -
     assert (settings.hide_progress, settings.download, settings.epochs) == (hidden, download, 5)
 
 
-def test_method_name_and_options_merge_with_the_recipes() -> None:
-    method = pretrain("--method", "other", "--method.predictor-hidden", 32).method
+def test_method_options_merge_with_the_recipes() -> None:
+    method = pretrain("--method", "simsiam", "--method.predictor-hidden", 32).method
     assert method == {
-        "name": "other", "projector_layers": 2, "projector_hidden": 256, "dim": 256, "predictor_hidden": 32,
+        "name": "simsiam", "projector_layers": 2, "projector_hidden": 256, "dim": 256, "predictor_hidden": 32,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [["--method", "{}"], ["--method.name", "{}"], ["--method.name={}"], ["--method={}"]])
+def test_another_method_takes_the_options_that_it_has_and_all_other_settings(words: list[str]) -> None:
+    settings = pretrain(*[w.format("simsiam-moving-average") for w in words], "--method.momentum", 0.5)
+    assert settings.method == {
+        "name": "simsiam-moving-average", "projector_layers": 2, "projector_hidden": 256, "dim": 256, "momentum": 0.5,
+    }  # fmt: skip
+    assert replace(settings, method={}) == replace(pretrain(), method={})
+    resolve_method(settings.method)
+
+
+@pytest.mark.parametrize("word", ["--method.predictor_hidden=3", "--method.predictor-hidden=3"])
+def test_an_option_on_the_line_is_never_dropped(word: str) -> None:
+    settings = pretrain("--method", "simsiam-moving-average", word)
+    with pytest.raises(UserError, match="no option 'predictor_hidden'"):
+        resolve_method(settings.method)
+
+
+def test_options_of_a_recipe_for_its_own_method_are_never_dropped(recipe_file) -> None:
+    for text, words in (
+        ("method: {name: simsiam-moving-average, predictor_hidden: 3}", []),
+        ("method: {name: simsiam-moving-average, predictor_hidden: 3}", ["--method", "simsiam-moving-average"]),
+        ("method: {momentum: 3}", ["--method", "simsiam"]),  # that of a recipe which names none
+    ):
+        with pytest.raises(UserError, match="has no option"):
+            resolve_method(pretrain("-c", recipe_file(text), *words).method)
+
+
+def test_an_unknown_method_on_the_line_is_refused() -> None:
+    with pytest.raises(UserError, match="Unknown method 'sinclr'; did you mean 'simclr'"):
+        pretrain("--method", "sinclr")
+
+
+def test_torch_is_not_imported_for_the_recipes_own_method() -> None:
+    code = (
+        "import sys; from simsiam.settings.parse import parse; from simsiam.settings.tree import Pretrain\n"
+        "parse(Pretrain, ['--method', 'simsiam', '--method.dim', '8'], recipe='quickstart', prog='x')\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -96,7 +141,7 @@ def test_an_unknown_key_on_the_line_names_the_nearest(words: list[str], nearest:
         ("epochz: 3", "'epochz' in .*mine.yaml; did you mean 'epochs'"),
         ("optim: {lrr: 3}", "'optim.lrr' in .*mine.yaml; did you mean 'optim.lr'"),
         ("epochs: many", '"epochs".*many'),
-        ("optim: {name: adam}", "optim.name.*'sgd', 'lars'.*adam"),
+        ("optim: {name: adamw}", "optim.name.*'sgd', 'lars', 'adam'.*adamw"),
         ("{unclosed: [", "mine.yaml is not YAML"),
         ("- epochs", "holds no settings"),
         ("", "holds no settings"),
@@ -130,7 +175,7 @@ def test_an_unknown_recipe_names_the_nearest_or_where_to_look() -> None:
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_parses(name: str) -> None:
     kinds = {"lincls": Linear, "semisup": FineTune, "transfer": Linear, "voc07": Detect, "voc0712": Detect}
-    kinds |= {"coco": Detect, "transfer-finetune": FineTune, "shapes-voc": Detect}
+    kinds |= {"teacher": FineTune, "coco": Detect, "transfer-finetune": FineTune, "shapes-voc": Detect}
     kind = kinds.get(name, kinds.get(name.partition("-")[0], Pretrain))
     settings = parse(kind, [], recipe=name, prog="x")
     assert settings.out == f"runs/{name}"

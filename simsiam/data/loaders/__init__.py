@@ -29,11 +29,12 @@ class Crops(NamedTuple):
     """One micro-batch of one rank.
 
     Attributes:
-        images: uint8 (V, N, S, S, 3), crop v of image n; any strides.
+        images: uint8 (V, N, S, S, 3), crop v of image n, of the full-size views; any strides.
         samples: int64 (N,), the plan's sample ids, which the views are drawn from.
         labels: int64 (N,), -1 where unlabelled.
         epoch: from 0.
         replaced: (sample, reason) of images that could not be read; the next good sample's image stands in.
+        small: uint8 (W, N, s, s, 3), as `images`, of the small views; None where the recipe has none.
     """
 
     images: Tensor
@@ -41,6 +42,7 @@ class Crops(NamedTuple):
     labels: Tensor
     epoch: int
     replaced: tuple[tuple[int, str], ...] = ()
+    small: Tensor | None = None
 
 
 class Loader(Protocol):
@@ -112,7 +114,7 @@ def _is_jpeg(images: EncodedImages) -> bool:
 
 
 def make_loader(images: ImageSet, plan: Plan, settings: Run, num_views: int, device: object) -> Loader:
-    """The loader for a set as `choose_images` left it."""
+    """The loader for a set as `choose_images` left it; `num_views` of full size, small ones as the settings say."""
     if isinstance(images, ResidentImages):
         from simsiam.data.loaders.resident import ResidentLoader
 

@@ -8,9 +8,10 @@ whatever DALI refuses all the same sends its batch that way too.
 
 import io
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,8 +25,9 @@ from simsiam.data.loaders import Crops
 from simsiam.data.loaders.torchvision import crop
 from simsiam.data.plan import Plan, micro_batch
 from simsiam.data.stand_ins import read_or_next
-from simsiam.data.views import crop_boxes
+from simsiam.data.views import boxes_of_views
 from simsiam.settings.tree import Dali, Run
+from simsiam.settings.view_recipes import view_recipes
 
 _TAIL = 4096  # bytes in which a whole JPEG has its end marker, with room for what some cameras append
 _DECODER = "decoders.image"  # in an error of DALI that an image is to blame for
@@ -65,19 +67,21 @@ class DaliLoader:
         self._device = torch.device(device)
         self._batch = plan.global_batch // plan.world_size // settings.accumulate
         self._refused: set[int] = set()  # samples that DALI failed on
+        self._sides = [recipe.size for recipe in view_recipes(settings, 0, num_views)]  # of every epoch
 
     def steps(self, start: int, stop: int) -> Iterator[list[Crops]]:
         """Micro-batches of each step, on the training device."""
         accumulate = self._settings.accumulate
         tasks = range(start * accumulate, stop * accumulate)
+        small = self._sides[self._num_views :]
         batches = through_pipeline(
             tasks,
             samples=self._samples,
             fetch=self._fetch,
             refused=self._refused,
             arguments=self._arguments,
-            build=lambda feed: build_crops(feed, self._batch, self._num_views, self._settings, self._device),
-            num_outputs=self._num_views,
+            build=lambda feed: build_crops(feed, self._batch, self._sides, self._settings, self._device),
+            outputs=[(self._num_views, self._sides[0]), *([(len(small), small[0])] if small else [])],
             settings=self._settings,
             device=self._device,
         )
@@ -99,32 +103,34 @@ class DaliLoader:
         fetched, _, failed = read_or_next(self._images, sample, lambda s: fetch_one(self._images, s, self._refused))
         return fetched._replace(failed=failed)
 
-    def _boxes(self, task: int, fetched: list[Fetched]) -> list[np.ndarray]:
+    def _boxes(self, task: int, fetched: list[Fetched]) -> np.ndarray:
         heights, widths = (np.array([getattr(item, name) for item in fetched]) for name in ("height", "width"))
-        views, seed, epoch, samples = self._settings.views, self._settings.seed, self._epoch(task), self._samples(task)
-        return [crop_boxes(views, seed, epoch, samples, view, heights, widths) for view in range(self._num_views)]
+        recipes = view_recipes(self._settings, self._epoch(task), self._num_views)
+        return boxes_of_views(recipes, self._settings.seed, self._epoch(task), self._samples(task), heights, widths)
 
     def _arguments(self, task: int, fetched: list[Fetched]) -> list[np.ndarray]:
         """Corner, extent and margin of each view's crops, (N, 2) each."""
         here = [row for row, item in enumerate(fetched) if not item.data]
         arguments: list[np.ndarray] = []
-        for box in self._boxes(task, fetched):
+        for box, side in zip(self._boxes(task, fetched), self._sides, strict=True):
             box[here] = (0, 0, *STAND_IN_SIZE)
             corner, extent = box[:, :2], box[:, 2:]
-            arguments += [corner, extent, margin(extent, self._settings.views.size)]
+            arguments += [corner, extent, margin(extent, side)]
         return arguments
 
-    def _crops(self, task: int, views: Tensor, fetched: list[Fetched], arguments: list[np.ndarray]) -> Crops:
-        side = self._settings.views.size
-        gain = edge_gain(np.stack(arguments[1::3]), side)
-        mend_edges(views, gain, gain)
+    def _crops(self, task: int, made: list[Tensor], fetched: list[Fetched], arguments: list[np.ndarray]) -> Crops:
+        extents = iter(arguments[1::3])
+        for views in made:
+            gain = edge_gain(np.stack(list(islice(extents, len(views)))), views.shape[2])
+            mend_edges(views, gain, gain)
         here = [row for row, item in enumerate(fetched) if item.pixels is not None]
-        for view, box in enumerate(self._boxes(task, fetched) if here else ()):
+        for view, box, side in zip(chain(*made), self._boxes(task, fetched), self._sides) if here else ():
             for row in here:
-                views[view, row] = crop(fetched[row].pixels, box[row], side).to(self._device)
+                view[row] = crop(fetched[row].pixels, box[row], side).to(self._device, non_blocking=True)
+        full, small = made if len(made) == 2 else (*made, None)
         labels = torch.from_numpy(self._images.labels[[item.taken for item in fetched]])
         replaced = tuple(item.failed for item in fetched if item.failed is not None)
-        return Crops(views, self._samples(task), labels, self._epoch(task), replaced)
+        return Crops(full, self._samples(task), labels, self._epoch(task), replaced, small)
 
 
 def through_pipeline(
@@ -135,11 +141,13 @@ def through_pipeline(
     refused: set[int],
     arguments: Callable[[int, list[Fetched]], list[np.ndarray]],
     build: Callable[[Callable[[], tuple]], Any],
-    num_outputs: int,
+    outputs: Sequence[tuple[int, int]],
     settings: Run,
     device: torch.device,
-) -> Iterator[tuple[Tensor, list[Fetched], list[np.ndarray]]]:
-    """For each task, what the pipeline makes of it, uint8 (outputs, N, S, S, 3), its images and its arguments.
+) -> Iterator[tuple[list[Tensor], list[Fetched], list[np.ndarray]]]:
+    """For each task, what the pipeline makes of it, its images and its arguments.
+
+    What it makes is a uint8 (count, N, S, S, 3) for each (count, S) of `outputs`, which come in this order.
 
     Rows of images that are decoded here hold nothing yet. Of a batch that DALI fails on these are all, and `fetch`
     decodes its images from now on.
@@ -148,7 +156,6 @@ def through_pipeline(
         samples: the sample ids of a task. fetch: one image. refused: the samples that DALI failed on; grows.
         arguments: what the pipeline gets beside the JPEGs, (N, 2) each. build: a pipeline from its source.
     """
-    side = settings.views.size
     pool = ThreadPoolExecutor(max(4, threads(settings)))
     feed = _Feed(
         lambda task: [pool.submit(fetch, int(sample)) for sample in samples(task)],
@@ -161,14 +168,15 @@ def through_pipeline(
         for task in tasks:
             pipeline = pipeline or build(feed)
             try:
-                made, (fetched, given) = run(pipeline, device), feed.done()
+                made, (fetched, given) = run(pipeline, outputs, device), feed.done()
             except RuntimeError as error:
                 if _DECODER not in str(error):
                     raise
                 pipeline = None  # it is lost with the batch
                 refused.update(item.taken for item in feed.fail())
                 fetched = [fetch(int(sample)) for sample in samples(task)]
-                made = torch.empty(num_outputs, len(fetched), side, side, 3, dtype=torch.uint8, device=device)
+                shapes = [(count, len(fetched), side, side, 3) for count, side in outputs]
+                made = [torch.empty(shape, dtype=torch.uint8, device=device) for shape in shapes]
                 given = arguments(task, fetched)
             yield made, fetched, given
     finally:
@@ -236,18 +244,20 @@ def threads(settings: Run) -> int:
     return max(1, settings.dali.threads or settings.workers)
 
 
-def build_crops(source: Callable[[], tuple], batch: int, num_views: int, settings: Run, device: torch.device) -> Any:
-    """A pipeline from (JPEGs; corner, extent and margin for each view) to uint8 (N, S, S, 3) for each view."""
+def build_crops(
+    source: Callable[[], tuple], batch: int, sides: Sequence[int], settings: Run, device: torch.device
+) -> Any:
+    """A pipeline from (JPEGs; corner, extent and margin for each view) to uint8 (N, S, S, 3) for each view's side."""
     from nvidia.dali import fn, types
 
     def graph() -> tuple:
-        kinds, dims = [types.UINT8, *[types.INT32] * 3 * num_views], [1] * (1 + 3 * num_views)
+        kinds, dims = [types.UINT8, *[types.INT32] * 3 * len(sides)], [1] * (1 + 3 * len(sides))
         jpegs, *boxes = fn.external_source(source, num_outputs=len(dims), dtype=kinds, ndim=dims, batch=True)
         images = decoded(jpegs, settings.dali, device)
         views = []
-        for corner, extent, frame in zip(boxes[::3], boxes[1::3], boxes[2::3], strict=True):
+        for corner, extent, frame, side in zip(boxes[::3], boxes[1::3], boxes[2::3], sides, strict=True):
             cut = fn.slice(images, corner, extent, axes=[0, 1])
-            views.append(resized(cut, extent, frame, [settings.views.size] * 2))
+            views.append(resized(cut, extent, frame, [side] * 2))
         return tuple(views)
 
     return built(graph, batch, settings, device)
@@ -294,7 +304,7 @@ def edge_gain(extent: np.ndarray, side: int | np.ndarray) -> np.ndarray:
 def mend_edges(views: Tensor, first: np.ndarray, last: np.ndarray) -> None:
     """Weighs the outermost pixels of uint8 (V, N, S, S, 3) in place: first and last line and column, by (V, N, 2)."""
     for edge, gain in ((0, first), (-1, last)):
-        factor = torch.from_numpy(gain).to(views.device, torch.float32)[..., None, None]
+        factor = torch.from_numpy(gain).to(views.device, torch.float32, non_blocking=True)[..., None, None]
         for line, weight in ((views[:, :, edge], factor[:, :, 0]), (views[:, :, :, edge], factor[:, :, 1])):
             line.copy_((line * weight + 0.5).floor_().clamp_(max=255))
 
@@ -315,9 +325,9 @@ def built(graph: Callable[[], tuple], batch: int, settings: Run, device: torch.d
     return pipeline
 
 
-def run(pipeline: Any, device: torch.device) -> Tensor:
-    """The next batch: uint8 (outputs, N, S, S, 3). Raises RuntimeError where an image cannot be decoded."""
+def run(pipeline: Any, outputs: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
+    """The next batch, as in `through_pipeline`. Raises RuntimeError where an image cannot be decoded."""
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
-    outputs = pipeline.run(stream)
+    made = (torch.from_dlpack(output.as_tensor()) for output in pipeline.run(stream))
     # The stack copies, so that DALI may reuse its buffers.
-    return torch.stack([torch.from_dlpack(output.as_tensor()) for output in outputs])
+    return [torch.stack(list(islice(made, count))) for count, _ in outputs]

@@ -54,11 +54,11 @@ def dali_centre_batches(
         refused=refused,
         arguments=arguments,
         build=partial(_build, batch=batch, side=side, settings=settings, device=device),
-        num_outputs=1,
+        outputs=[(1, side)],
         settings=settings,
         device=device,
     )
-    for crops, fetched, (extent, size, corner, frame) in stream:
+    for (crops,), fetched, (extent, size, corner, frame) in stream:
         gain = np.where(frame > 0, edge_gain(extent, size), 1.0)
         mend_edges(crops, np.where(corner == 0, gain, 1.0)[None], np.where(corner + side == size, gain, 1.0)[None])
         for row, item in enumerate(fetched):

@@ -9,8 +9,9 @@ from torch import Tensor
 from simsiam.data.loaders import Crops
 from simsiam.data.plan import Plan
 from simsiam.data.resident import ResidentImages
-from simsiam.data.views import crop_boxes
+from simsiam.data.views import boxes_of_views
 from simsiam.settings.tree import Run
+from simsiam.settings.view_recipes import view_recipes
 
 
 class ResidentLoader:
@@ -29,18 +30,17 @@ class ResidentLoader:
             yield [self._crops(part, self._plan.epoch(step)) for part in np.split(samples, self._settings.accumulate)]
 
     def _crops(self, samples: np.ndarray, epoch: int) -> Crops:
-        views, seed = self._settings.views, self._settings.seed
-        pixels = self._pixels.index_select(0, torch.from_numpy(samples).to(self._pixels.device)).float()
+        recipes = view_recipes(self._settings, epoch, self._num_views)
+        ids = torch.from_numpy(samples).to(self._pixels.device, non_blocking=True)
+        pixels = self._pixels.index_select(0, ids).float()
         sizes = (np.full(len(samples), size) for size in pixels.shape[2:])
         heights, widths = sizes
-        crops = torch.stack(
-            [
-                crop_batch(pixels, crop_boxes(views, seed, epoch, samples, view, heights, widths), views.size)
-                for view in range(self._num_views)
-            ]
-        )
+        boxes = boxes_of_views(recipes, self._settings.seed, epoch, samples, heights, widths)
+        crops = [crop_batch(pixels, box, recipe.size) for box, recipe in zip(boxes, recipes, strict=True)]
+        full, small = crops[: self._num_views], crops[self._num_views :]
         replaced = tuple((int(s), self._bad[int(s)]) for s in samples if int(s) in self._bad) if self._bad else ()
-        return Crops(crops, samples, self._labels[torch.from_numpy(samples)], epoch, replaced)
+        labels = self._labels[torch.from_numpy(samples)]
+        return Crops(torch.stack(full), samples, labels, epoch, replaced, torch.stack(small) if small else None)
 
 
 def crop_batch(pixels: Tensor, boxes: np.ndarray, side: int) -> Tensor:
@@ -54,7 +54,9 @@ def crop_batch(pixels: Tensor, boxes: np.ndarray, side: int) -> Tensor:
     Returns:
         uint8 (N, side, side, 3).
     """
-    top, left, height, width = torch.from_numpy(boxes).to(pixels.device, torch.float64).unbind(1)
+    # Without non_blocking the host would wait for the device at every batch.
+    on_device = torch.from_numpy(boxes).to(pixels.device, torch.float64, non_blocking=True)
+    top, left, height, width = on_device.unbind(1)
     across, across_unit = _resize_matrix(left, width, pixels.shape[3], side)  # (N, side, W)
     down, down_unit = _resize_matrix(top, height, pixels.shape[2], side)  # (N, side, H)
     # Horizontal first, rounded to whole levels in between, as the uint8 kernels do.

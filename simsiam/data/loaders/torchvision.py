@@ -1,4 +1,4 @@
-"""Worker processes that decode an image once and crop it twice, with torchvision's and torch's native kernels."""
+"""Worker processes that decode an image once and crop it for every view, with torchvision's and torch's kernels."""
 
 from collections.abc import Iterator
 
@@ -12,8 +12,9 @@ from simsiam.data.image_set import ImageSet
 from simsiam.data.loaders import Crops
 from simsiam.data.plan import Plan, micro_batch
 from simsiam.data.stand_ins import read_or_next
-from simsiam.data.views import crop_boxes
-from simsiam.settings.tree import Run
+from simsiam.data.views import boxes_of_views
+from simsiam.settings.tree import Run, Views
+from simsiam.settings.view_recipes import view_recipes
 
 
 class TorchvisionLoader:
@@ -37,10 +38,13 @@ class TorchvisionLoader:
         )
         step: list[Crops] = []
         for crops in tasks:
-            step.append(crops._replace(images=crops.images.to(self._device, non_blocking=True)))
+            step.append(crops._replace(images=self._moved(crops.images), small=self._moved(crops.small)))
             if len(step) == self._accumulate:
                 yield step
                 step = []
+
+    def _moved(self, crops: Tensor | None) -> Tensor | None:
+        return None if crops is None else crops.to(self._device, non_blocking=True)
 
 
 def as_is(item: object) -> object:
@@ -52,13 +56,14 @@ class _CropTasks(Dataset):
     """Task t is micro-batch t % accumulate of step t // accumulate, of this rank."""
 
     def __init__(self, images: ImageSet, plan: Plan, settings: Run, num_views: int) -> None:
-        self.images, self.plan, self.num_views = images, plan, num_views
-        self.views, self.seed, self.accumulate = settings.views, settings.seed, settings.accumulate
+        self.images, self.plan, self.settings, self.num_views = images, plan, settings, num_views
 
     def __getitem__(self, task: int) -> Crops:
-        samples = micro_batch(self.plan, task, self.accumulate)
-        epoch, side = self.plan.epoch(task // self.accumulate), self.views.size
-        crops = torch.empty(self.num_views, len(samples), side, side, 3, dtype=torch.uint8)
+        samples = micro_batch(self.plan, task, self.settings.accumulate)
+        epoch = self.plan.epoch(task // self.settings.accumulate)
+        recipes = view_recipes(self.settings, epoch, self.num_views)
+        full, small = (_empty(part, len(samples)) for part in (recipes[: self.num_views], recipes[self.num_views :]))
+        targets = [*full, *(small if small is not None else ())]
         labels = torch.empty(len(samples), dtype=torch.int64)
         replaced: list[tuple[int, str]] = []
         for row, sample in enumerate(samples):
@@ -67,11 +72,16 @@ class _CropTasks(Dataset):
                 replaced.append(failed)
             labels[row] = int(self.images.labels[taken])
             height, width = image.shape[1:]
-            for view in range(self.num_views):
-                # Drawn for the planned sample, so that the views of the others do not depend on a bad file.
-                box = crop_boxes(self.views, self.seed, epoch, samples[row : row + 1], view, [height], [width])[0]
-                crops[view, row] = crop(image, box, side)
-        return Crops(crops, samples, labels, epoch, tuple(replaced))
+            # Drawn for the planned sample, so that the views of the others do not depend on a bad file.
+            boxes = boxes_of_views(recipes, self.settings.seed, epoch, samples[row : row + 1], [height], [width])
+            for target, recipe, box in zip(targets, recipes, boxes[:, 0], strict=True):
+                target[row] = crop(image, box, recipe.size)
+        return Crops(full, samples, labels, epoch, tuple(replaced), small)
+
+
+def _empty(recipes: list[Views], n: int) -> Tensor | None:
+    """Room for the crops of n images by recipes of one size, uint8 (V, N, S, S, 3); None for no recipe."""
+    return torch.empty(len(recipes), n, *[recipes[0].size] * 2, 3, dtype=torch.uint8) if recipes else None
 
 
 def crop(image: Tensor, box: np.ndarray, side: int) -> Tensor:

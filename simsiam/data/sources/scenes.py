@@ -20,7 +20,7 @@ from simsiam.data.sources.shapes import CLASSES
 from simsiam.data.whole_folder import whole_folder
 
 Layout = Literal["voc", "coco"]
-_VERSION = "scenes-v1"  # the cache folder: raise it whenever a byte of any scene changes
+_VERSION = "scenes-v2"  # the cache folder: raise it whenever a byte of any scene changes
 _STREAMS = {"train": 2, "val": 3}  # of random numbers; 0 and 1 are those of `shapes`
 _HELD_OUT = 5  # one in so many of VOC's trainval is in val, the others in train
 _PREVIEWED, _PER_ROW, _ENLARGED = 12, 4, 2

@@ -29,19 +29,25 @@ def class_pattern(label: int, size: int) -> np.ndarray:
     return _pattern_at(label, centres, centres)
 
 
-def draw(label: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """One image of a class, a strong variant of its pattern: uint8 (size, size, 3) RGB."""
-    side = rng.uniform(0.6, 1)  # of the window, as a part of the pattern's
+def draw(
+    label: int, size: int, rng: np.random.Generator, *, smallest: float = 0.6, flip: float = 0.5, gray: float = 0.2
+) -> np.ndarray:
+    """One image of a class, a strong variant of its pattern: uint8 (size, size, 3) RGB.
+
+    `smallest` is the least side of the window that it shows, as a part of the pattern's; `flip` and `gray` are
+    probabilities of a mirror image and of one without colour.
+    """
+    side = rng.uniform(smallest, 1)
     top, left = rng.uniform(0, 1 - side, 2)
     centres = (np.arange(size) + 0.5) / size * side
     image = _pattern_at(label, top + centres, left + centres)
-    if rng.random() < 0.5:
+    if rng.random() < flip:
         image = image[:, ::-1]
     image = image * rng.uniform(0.9, 1.1, 3) * rng.uniform(0.6, 1.4)  # cast and light
     mean = (image @ _TO_YIQ[0]).mean()
     image = mean + (image - mean) * rng.uniform(0.6, 1.4)  # contrast
     saturation, turn = rng.uniform(0.5, 1.5), 2 * np.pi * rng.uniform(-0.1, 0.1)
-    if rng.random() < 0.2:
+    if rng.random() < gray:
         saturation = 0
     cos, sin = saturation * np.cos(turn), saturation * np.sin(turn)
     image = image @ (_FROM_YIQ @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _TO_YIQ).T

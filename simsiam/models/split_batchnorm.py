@@ -1,0 +1,76 @@
+"""Batch normalisation within groups of images: what per-GPU statistics are on so many GPUs, on any number of ranks."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from simsiam.distributed.collectives import mean_over_ranks, world_size
+
+
+class SplitBatchNorm(nn.Module):
+    """Drop-in for BatchNorm1d and BatchNorm2d, with the same parameter and buffer names.
+
+    Training: the batch is `views` equal consecutive parts; the images of a part, over all ranks in rank order, are cut
+    into `groups` equal runs, each normalised by its own statistics. A rank holds whole groups, so nothing crosses the
+    ranks. Running statistics move once per view towards the mean over groups, of this rank's groups until
+    `share_statistics` is called. Evaluation: as torch.
+    """
+
+    def __init__(self, like: nn.modules.batchnorm._BatchNorm, views: int, groups: int) -> None:
+        super().__init__()
+        self.num_features, self.eps, self.momentum, self.views = like.num_features, like.eps, like.momentum, views
+        self.groups = groups
+        self.weight, self.bias = like.weight, like.bias
+        self.register_buffer("running_mean", like.running_mean)
+        self.register_buffer("running_var", like.running_var)
+        self.register_buffer("num_batches_tracked", like.num_batches_tracked)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (views * N, C, ...) -> the same shape."""
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        here = self.groups // world_size()
+        if here * world_size() != self.groups or x.shape[0] % (self.views * here):
+            raise ValueError(
+                f"a batch of {x.shape[0]} on {world_size()} ranks is not {self.views} views of {self.groups} groups"
+            )
+        normalised = []
+        for view in x.chunk(self.views):
+            # At momentum 1 the kernel leaves a group's own statistics where the running ones would be.
+            stats = self.running_mean.new_zeros(2, here, self.num_features)
+            for group, mean, var in zip(view.chunk(here), *stats):
+                normalised.append(F.batch_norm(group, mean, var, self.weight, self.bias, True, 1.0, self.eps))
+            with torch.no_grad():
+                self.running_mean.lerp_(stats[0].mean(0), self.momentum)
+                self.running_var.lerp_(stats[1].mean(0), self.momentum)
+        self.num_batches_tracked.add_(self.views)
+        return torch.cat(normalised)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, views={self.views}, groups={self.groups}"
+        )
+
+
+def split_batchnorm(module: nn.Module, views: int, groups: int) -> nn.Module:
+    """Replaces every BatchNorm1d and BatchNorm2d inside `module`, in place; returns the module."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            setattr(module, name, SplitBatchNorm(child, views, groups))
+        else:
+            split_batchnorm(child, views, groups)
+    return module
+
+
+@torch.no_grad()
+def share_statistics(module: nn.Module) -> None:
+    """Makes the running statistics inside `module` the same on all ranks, those of one rank with all groups.
+
+    Their rule is linear, so the mean over ranks of what each has tracked is exact. One collective.
+    """
+    layers = [m for m in module.modules() if isinstance(m, SplitBatchNorm)]
+    if world_size() == 1 or not layers:
+        return
+    running = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
+    shared = mean_over_ranks(torch.cat(running)).split([len(buffer) for buffer in running])
+    torch._foreach_copy_(running, list(shared))
