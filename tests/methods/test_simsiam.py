@@ -205,7 +205,7 @@ def test_a_fixed_predictor_stays_as_it_was_drawn_and_is_saved() -> None:
         ({"predictor": "none", "batchnorm": "both"}, "batchnorm both is behind the predictor"),
         (
             {"batchnorm": "hidden", "output_affine": True},
-            "output_affine needs method.batchnorm output or both, not hidden",
+            "output_affine needs .* output or both, not hidden",
         ),
     ],
 )

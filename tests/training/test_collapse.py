@@ -47,9 +47,6 @@ def course(steps: int, **options: object) -> list[dict]:
 @pytest.mark.parametrize("options", [{"predictor": "none"}, {"stop_gradient": False}])
 def test_what_the_paper_says_collapses_is_called_collapsed_by_loss_and_spread(options: dict) -> None:
     lines = course(400, **options)
-    assert [line["verdict"] for line in lines if line["std"] < 0.6] == ["collapsed"] * sum(
-        line["verdict"] == "collapsed" for line in lines
-    )
     assert lines[-1]["verdict"] == "collapsed"
     assert lines[-1]["loss"] < -0.75
     assert "stuck" not in {line["verdict"] for line in lines}
