@@ -38,7 +38,7 @@ def launch() -> Callable[..., subprocess.CompletedProcess]:
             env={**clean_environment(), **env},
             text=True,
             capture_output=True,
-            timeout=500,
+            timeout=900,
             check=False,
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr
