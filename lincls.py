@@ -50,12 +50,13 @@ def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", 
     from simsiam.evaluation.confusion import write_confusion
     from simsiam.evaluation.inputs import FeatureInputs, ImageInputs
     from simsiam.evaluation.labelled_sets import open_labelled
-    from simsiam.evaluation.ledger import config_hash
+    from simsiam.evaluation.ledger import config_hash, list_hash
     from simsiam.evaluation.linear import LinearProbe
     from simsiam.evaluation.pretrained import Subject, pretrained_encoder
     from simsiam.evaluation.sweep_table import SweepRow, choose, write_sweep
     from simsiam.export.write import encoder_hash
     from simsiam.run.journal import Journal
+    from simsiam.run.start import check_start
     from simsiam.settings.derive import derive
     from simsiam.training.build import build_state
     from simsiam.training.fit import fit
@@ -66,7 +67,7 @@ def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", 
 
     # Data: what the classifiers train on, choose on and validate on; images, or their features.
     sets = open_labelled(settings, runtime)
-    classes = sets.whole.classes
+    classes, data_sha256 = sets.whole.classes, list_hash(sets.whole)
     subject = Subject.of(encoder, classes)
     subject.check(folder.path, settings, runtime)
     if settings.cache_features:
@@ -83,7 +84,7 @@ def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", 
     probe = LinearProbe(encoder, len(classes), names, settings.batchnorm)
     rates = {name: numbers.at_batch(cell["lr"]) for name, cell in zip(names, cells)}
     state = build_state(probe, settings, numbers, runtime, rates)
-    checkpoints = Checkpoints(folder.checkpoints, settings.checkpoint.keep, runtime)
+    checkpoints = Checkpoints(folder.checkpoints, settings.checkpoint, runtime)
     found = checkpoints.find("auto" if settings.evaluate_only else settings.resume)
     if found is not None:
         checkpoints.load(found, state)
@@ -103,6 +104,7 @@ def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", 
         return
     if folder.has_ended(state.step, numbers.stop_step, runtime):
         return
+    start = check_start(settings, runtime, folder, state, data_sha256=data_sha256, bn_images=0)
 
     held_out = "" if sets.held_out is None else f", {len(sets.held_out):,} held out"
     variant = "linear, on cached features of centre crops: a variant" if settings.cache_features else "linear"
@@ -113,6 +115,7 @@ def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", 
         + held_out,
         "loader": sets.loader_is,
         "resumed": str(found or "no, from step 0"),
+        "preflight": start,
     }
     journal = Journal(folder, settings, numbers, runtime, state, facts)
     about = {
@@ -137,6 +140,7 @@ def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", 
     fit(
         state, inputs.loader(sets.train, plan), inputs, validate,
         images=sets.train, journal=journal, checkpoints=checkpoints, settings=settings, numbers=numbers,
+        runtime=runtime,
     )  # fmt: skip
 
     # A sweep takes the best head on held-out training images; only then do the validation images come in.

@@ -41,16 +41,18 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     from simsiam.data.open import open_images
     from simsiam.data.plan import make_plan
     from simsiam.distributed.collectives import mean_over_ranks
+    from simsiam.evaluation.ledger import list_hash
     from simsiam.evaluation.monitor import KnnMonitor
     from simsiam.export.write import write_encoder
     from simsiam.methods.registry import build_method
     from simsiam.run.journal import Journal
+    from simsiam.run.start import check_start
     from simsiam.settings.derive import derive
     from simsiam.settings.view_recipes import check_view_recipes, view_recipes
     from simsiam.training.build import build_state, count_parameters
     from simsiam.training.clock import Clock, due
-    from simsiam.training.finite import FiniteGuard
     from simsiam.training.health import examine
+    from simsiam.training.keeper import Keeper
     from simsiam.training.step import train_step
 
     # Network: before the data, so that a mistake in its name costs no decoding.
@@ -69,12 +71,14 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
 
     # Optimiser, and what an earlier run left of it all.
     state = build_state(method, settings, numbers, runtime)
-    checkpoints = Checkpoints(folder.checkpoints, settings.checkpoint.keep, runtime)
+    checkpoints = Checkpoints(folder.checkpoints, settings.checkpoint, runtime)
     found = checkpoints.find(settings.resume)
     if found is not None:
         checkpoints.load(found, state)
     if folder.has_ended(state.step, numbers.stop_step, runtime):
         return
+
+    start = check_start(settings, runtime, folder, state, data_sha256=list_hash(images), bn_images=0)
 
     monitor = KnnMonitor(settings, images, runtime)
     facts = {
@@ -83,39 +87,36 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
         "loader": loader_is,
         "kNN": f"every {settings.knn_every} epoch(s)" if monitor.on else f"off: {monitor.why_off}",
         "resumed": str(found or "no, from step 0"),
+        "preflight": start,
     }
     journal = Journal(folder, settings, numbers, runtime, state, facts)
-    clock, guard, spe = Clock(numbers.global_batch), FiniteGuard(runtime.device), numbers.steps_per_epoch
+    clock = Clock(numbers.global_batch)
     if state.step == 0 and monitor.cheap:
         journal.answer(0, knn=monitor.accuracy(method.encoder))
-    clock.restart()
+        clock.restart()
 
-    for micro_batches in clock.timed(loader.steps(state.step, numbers.stop_step)):
-        inputs = journal.first_views(map(augment.inputs, micro_batches), settings.views)
-        ids = (torch.from_numpy(c.samples).to(runtime.device, non_blocking=True) for c in micro_batches)
-        result = train_step(state, ((*views, i) for views, i in zip(inputs, ids)) if method.takes_samples else inputs)
-        guard.watch(state.step, result.finite)
-        journal.stepped(micro_batches, images)
-        step, last = state.step, state.step == numbers.stop_step
-
-        logs = last or due(step, settings.log_every)
-        saves = last or due(step, settings.checkpoint.every_steps) or due(step, settings.checkpoint.every_epochs * spe)
-        if logs or saves:
-            journal.stop_unless_finite(guard, checkpoints.newest)
-        if logs:
-            measures, verdict = examine(
-                result.output.projections, settings.health, result.loss, method.loss_range, step
+    with Keeper(settings, numbers, runtime, state, checkpoints, journal, clock) as keeper:
+        for micro_batches in clock.timed(loader.steps(state.step, numbers.stop_step)):
+            inputs = journal.first_views(map(augment.inputs, micro_batches), settings.views)
+            ids = (torch.from_numpy(c.samples).to(runtime.device, non_blocking=True) for c in micro_batches)
+            result = train_step(
+                state, ((*views, i) for views, i in zip(inputs, ids)) if method.takes_samples else inputs
             )
-            measures |= {name: mean_over_ranks(value).item() for name, value in result.output.scalars.items()}
-            journal.log(state, result, clock, measures, f"std {measures['std']:.3f}  {verdict.state}")
-            if verdict.state == "collapsed" and settings.health.on_collapse == "stop":
-                journal.stop(f"collapsed at step {step}: {verdict.reason}; checkpoint {checkpoints.save(state)}")
-        if saves:
-            checkpoints.save(state)
-            clock.restart()
-        if monitor.on and (last or due(step, settings.knn_every * spe)):
-            journal.answer(step, knn=monitor.accuracy(method.encoder))
-            clock.restart()
+            now = keeper.stepped(result)
+            journal.stepped(micro_batches, images)
+            if now.logs:
+                measures, verdict = examine(
+                    result.output.projections, settings.health, result.loss, method.loss_range, state.step
+                )
+                measures |= {name: mean_over_ranks(value).item() for name, value in result.output.scalars.items()}
+                journal.log(state, result, clock, measures, f"std {measures['std']:.3f}  {verdict.state}")
+                if verdict.state == "collapsed" and settings.health.on_collapse == "stop":
+                    keeper.stop(f"collapsed at step {state.step}: {verdict.reason}")
+            if now.saves:
+                keeper.save()
+            if monitor.on and (now.last or due(state.step, settings.knn_every * numbers.steps_per_epoch)):
+                with keeper.apart("kNN"):
+                    journal.answer(state.step, knn=monitor.accuracy(method.encoder))
 
     if runtime.is_main:
         mean, std = (json.dumps(values) for values in (settings.views.mean, settings.views.std))

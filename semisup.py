@@ -142,8 +142,10 @@ def fine_tune(
     from simsiam.evaluation.confusion import write_confusion
     from simsiam.evaluation.finetune import FineTuned
     from simsiam.evaluation.inputs import ImageInputs
+    from simsiam.evaluation.ledger import list_hash
     from simsiam.export.write import encoder_hash, write_encoder
     from simsiam.run.journal import Journal
+    from simsiam.run.start import check_start
     from simsiam.settings.derive import derive
     from simsiam.training.build import build_state
     from simsiam.training.fit import fit
@@ -160,7 +162,7 @@ def fine_tune(
     state = build_state(
         module, settings, numbers, runtime, {"head": numbers.at_batch(settings.optim.head_lr or settings.optim.lr)}
     )
-    checkpoints = Checkpoints(folder.checkpoints, settings.checkpoint.keep, runtime)
+    checkpoints = Checkpoints(folder.checkpoints, settings.checkpoint, runtime)
     found = checkpoints.find("auto" if settings.evaluate_only else settings.resume)
     if found is not None:
         checkpoints.load(found, state)
@@ -180,12 +182,15 @@ def fine_tune(
         return
     if folder.has_ended(state.step, numbers.stop_step, runtime):
         return
+    bn_images = 0 if settings.batchnorm == "synced" else numbers.micro_batch
+    start = check_start(settings, runtime, folder, state, data_sha256=list_hash(train), bn_images=bn_images)
 
     facts = {
         "encoder": f"{settings.pretrained} ({encoder.encoder_name}), fine-tuned",
         "data": f"{settings.data}, {len(classes)} classes, {len(train):,} images, {len(val):,} to validate on",
         "loader": sets.loader_is,
         "resumed": str(found or "no, from step 0"),
+        "preflight": start,
     }
     journal = Journal(folder, settings, numbers, runtime, state, None if is_cell else facts)
     answers: list[Accuracy] = []
@@ -197,6 +202,7 @@ def fine_tune(
     fit(
         state, inputs.loader(train, plan), inputs, validate,
         images=train, journal=journal, checkpoints=checkpoints, settings=settings, numbers=numbers,
+        runtime=runtime,
     )  # fmt: skip
 
     after, final = encoder_hash(encoder), answers[0]

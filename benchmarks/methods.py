@@ -33,6 +33,9 @@ def main() -> None:
         print(json.dumps(measure(json.loads(arguments.one), arguments)))
         return
     sections = {name: {"name": name} for name in dict.fromkeys([_BASE, *arguments.methods.split(",")])}
+    for section in sections.values():
+        if section["name"].startswith("simsiam-kd"):  # a teacher costs the same whatever it knows
+            section |= {"teacher": "random", "teacher_encoder": arguments.encoder}
     measured: dict[str, list[dict]] = {name: [] for name in sections}
     for _ in range(arguments.rounds):
         for name, section in sections.items():

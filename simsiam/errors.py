@@ -18,8 +18,14 @@ class TrainingStopped(Exception):
     exit_code = 3
 
 
+class Preempted(Exception):
+    """A run that was asked to save and end, and has. Exit code 0: torchrun takes anything else for a failure."""
+
+    exit_code = 0
+
+
 def ends_with_a_sentence(main: Callable[[], None]) -> Callable[[], None]:
-    """Turns the two errors above into a sentence on rank 0 and their exit code on every rank."""
+    """Turns the errors above into a sentence on rank 0 and their exit code on every rank."""
 
     @wraps(main)
     def wrapped() -> None:
@@ -29,5 +35,9 @@ def ends_with_a_sentence(main: Callable[[], None]) -> Callable[[], None]:
             if os.environ.get("RANK", "0") == "0":
                 print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(error.exit_code)
+        except Preempted as stopped:
+            if os.environ.get("RANK", "0") == "0":
+                print(stopped, flush=True)
+            sys.exit(stopped.exit_code)
 
     return wrapped

@@ -1,9 +1,11 @@
-"""launch/: jobs for Slurm, run here with stand-ins for what they would start."""
+"""launch/: jobs for Slurm, ssh and pods, run here with stand-ins for what they would start."""
 
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,35 +13,95 @@ import pytest
 from simsiam.__main__ import main
 from simsiam.commands import teacher
 from simsiam.settings.parse import parse, recipe_names
-from simsiam.settings.tree import Linear, Pretrain
+from simsiam.settings.tree import FineTune, Linear, Pretrain
 from tests.conftest import ROOT, clean_environment
 
-SCRIPTS = sorted((ROOT / "launch").glob("*.slurm"))
+SLURM = ROOT / "launch/slurm"
 DISTILLATIONS = [name for name in recipe_names() if name.startswith("simsiam-kd-")]
+KIND = {"pretrain.py": Pretrain, "lincls.py": Linear, "semisup.py": FineTune}
+
+# Each notes its words in $CALLS. torchrun does $DOES, in which $OUT is the run folder.
+STAND_INS = {
+    "torchrun": 'words=$*; OUT=${words##*--out }; OUT=${OUT%% *}; eval "${DOES:-}"',
+    "srun": """
+nodes=1 pids=()
+while [[ $1 == --* ]]; do [[ $1 != --nodes=* ]] || nodes=${1#*=}; shift; done
+for ((node = 0; node < nodes; node++)); do SLURM_NODEID=$node "$@" & pids+=($!); done
+trap 'kill -USR1 "${pids[@]}"' USR1
+for pid in "${pids[@]}"; do
+    status=0; wait "$pid" || status=$?
+    while kill -0 "$pid" 2>/dev/null; do status=0; wait "$pid" || status=$?; done
+    ((status <= ${worst:=0})) || worst=$status
+done
+exit "$worst"
+""",
+    "scontrol": '[[ $1 == requeue ]] && exit "${REFUSES:-0}"; tr , "\\n" <<<"$3"',
+    "squeue": 'echo "${STATE:-RUNNING}"',
+    "ssh": 'while [[ $1 != -- ]]; do shift; done; exec bash -c "$3"',
+}
+ALLOCATION = {
+    "SLURM_JOB_ID": "77",
+    "SLURM_JOB_NUM_NODES": "1",
+    "SLURM_JOB_NODELIST": "node7,node8",
+    "SLURM_GPUS_ON_NODE": "4",
+    "SLURM_SUBMIT_DIR": str(ROOT),
+    "LOG": "logs",
+}
 
 
-def submit(tmp_path: Path, script: str, *words: str, fails: bool = False) -> tuple[list[list[str]], int, str]:
-    """The commands that a job starts, its exit status and what it says."""
-    for program in ("torchrun", "python"):
+@dataclass(frozen=True)
+class Done:
+    """How a job ended, what it said, and the programs that it started with their words."""
+
+    status: int
+    said: str
+    calls: list[list[str]]
+
+    def of(self, program: str) -> list[list[str]]:
+        return [words for name, *words in self.calls if name == program]
+
+
+def environment(tmp_path: Path, **more: str) -> dict[str, str]:
+    """The environment of a job on stand-ins, which note their calls in tmp_path/calls."""
+    for program, does in STAND_INS.items():
         stand_in = tmp_path / "bin" / program
         stand_in.parent.mkdir(exist_ok=True)
-        stand_in.write_text(f'#!/bin/bash\n(IFS=$\'\\t\'; echo "{program}\t$*") >> "$CALLS"\nexit {int(fails)}\n')
+        noted = '(IFS=$\'\\t\'; echo "${0##*/}\t$*") >> "$CALLS"'
+        stand_in.write_text(f"#!/bin/bash\n{noted}\n{does}\n")
         stand_in.chmod(0o755)
-    calls = tmp_path / "calls"
-    calls.write_text("")
-    places = {"CALLS": str(calls), "LOG": "logs", "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    return {**clean_environment(), "CALLS": str(tmp_path / "calls"), "PATH": path, **more}
+
+
+def run_script(tmp_path: Path, script: str, *words: str, **more: str) -> Done:
+    """A script of launch/, run to its end."""
+    env = environment(tmp_path, **more)
+    Path(env["CALLS"]).write_text("")
     done = subprocess.run(
         ["bash", ROOT / "launch" / script, *words],
-        cwd=tmp_path, env={**clean_environment(), **places, "SLURM_SUBMIT_DIR": str(ROOT)}, text=True,
-        capture_output=True, check=False,
+        cwd=tmp_path, env=env, text=True, capture_output=True, check=False, timeout=60,
     )  # fmt: skip
-    return [line.split("\t") for line in calls.read_text().splitlines()], done.returncode, done.stderr
+    calls = [line.split("\t") for line in Path(env["CALLS"]).read_text().splitlines()]
+    return Done(done.returncode, done.stdout + done.stderr, calls)
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_are_shell_and_name_recipes_that_there_are(script: Path) -> None:
-    subprocess.run(["bash", "-n", script], check=True)
-    named = set(re.findall(r"(?:simsiam-kd|lincls|semisup|teacher)-[a-z0-9-]*[a-z0-9]", script.read_text()))
+def settings_of(words: list[str]) -> Pretrain | Linear | FineTune:
+    script, *arguments = words
+    return parse(KIND[script], arguments, recipe="", prog=script)
+
+
+@pytest.fixture
+def submit(tmp_path: Path) -> Callable[..., Done]:
+    """`submit("pretrain.sbatch", *words, **variables)` runs a batch script as Slurm would."""
+    return lambda script, *words, **more: run_script(tmp_path, f"slurm/{script}", *words, **{**ALLOCATION, **more})
+
+
+@pytest.mark.parametrize("script", sorted(SLURM.glob("*.sbatch")), ids=lambda path: path.name)
+def test_batch_scripts_name_recipes_that_there_are(script: Path) -> None:
+    named = set(
+        re.findall(r"(?:simsiam-kd|lincls|semisup|teacher|imagenet|simclr)-[a-z0-9-]*[a-z0-9]", script.read_text())
+    )
+    assert named
     assert named - {"simsiam-kd-anchor"} <= set(recipe_names())
 
 
@@ -50,55 +112,128 @@ def test_all_six_distillations_have_recipes() -> None:
 
 @pytest.mark.parametrize("recipe", DISTILLATIONS)
 def test_a_distillation_takes_the_teachers_folder_and_hands_its_own_on(
-    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    submit: Callable[..., Done], recipe: str
 ) -> None:
-    calls, status, said = submit(tmp_path, "distillation.slurm", recipe, "--max-steps", "5")
-    assert (status, said) == (0, "")
-    (*run, script), (*again, second) = [(*call[: call.index(f"{name}.py") + 1], call[call.index(f"{name}.py") + 1 :])
-                                        for call, name in zip(calls, ("pretrain", "lincls"), strict=True)]  # fmt: skip
-    assert run == ["torchrun", "--standalone", "--nproc_per_node=4", "pretrain.py"]
-    assert again[:-1] == run[:-1]
-    student = parse(Pretrain, script, recipe="quickstart", prog="pretrain.py")
-    linear = parse(Linear, second, recipe="lincls-imagenet", prog="lincls.py")
+    done = submit("distillation.sbatch", recipe, "--max-steps", "5")
+    assert (done.status, done.said) == (0, "")
+    student, linear = map(settings_of, done.of("torchrun"))
     own = parse(Pretrain, [], recipe=recipe, prog="pretrain.py")
     assert (student.encoder, student.optim, student.branches) == (own.encoder, own.optim, own.branches)
-    assert (student.out, student.max_steps) == (f"logs/{recipe}", 5)
+    assert (student.out, student.max_steps, student.world_size) == (f"logs/{recipe}", 5, 4)
     assert (linear.pretrained, linear.out, linear.data) == (student.out, f"logs/{recipe}-linear", student.data)
     assert (linear.views.mean, linear.views.std) == (student.views.mean, student.views.std)
-
-    # The job of its teacher, and the folder that this one fills.
     encoder = own.method["teacher"].removeprefix(f"runs/teacher-{own.data}-")
-    ((program, *words),), status, said = submit(tmp_path, "teacher.slurm", own.data, encoder, "--epochs", "7")
-    assert (program, words[:3], status, said) == ("python", ["-m", "simsiam", "teacher"], 0, "")
-    ran = []
+    (words,) = submit("teacher.sbatch", own.data, encoder).of("torchrun")
+    assert settings_of(words).out == student.method["teacher"]
 
-    def run_script(script: str, *words: str, ranks: int) -> None:
+
+@pytest.mark.parametrize(
+    ("data", "encoder"),
+    [
+        *((data, encoder) for data, recipes in teacher._RECIPES.items() for encoder in recipes),
+        ("cifar100:/x", "resnet20"),
+    ],
+)
+def test_the_job_of_a_teacher_runs_what_the_command_runs(
+    submit: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, data: str, encoder: str
+) -> None:
+    ran: list[str] = []
+
+    def instead(*words: str, ranks: int) -> None:
         ran.extend(words)
         raise SystemExit(0)
 
-    monkeypatch.setattr(teacher, "run_script", run_script)
-    monkeypatch.setattr(sys, "argv", ["simsiam", *words[2:]])
+    monkeypatch.setattr(teacher, "run_script", instead)
+    words = ["--data", data, "--encoder", encoder, "--settings", "--epochs", "7"]
+    monkeypatch.setattr(sys, "argv", ["simsiam", "teacher", *words])
     monkeypatch.setenv("LOG", "logs")
     with pytest.raises(SystemExit):
         main()
-    assert ran[-2:] == ["--out", student.method["teacher"]]
-    assert ran[ran.index("--epochs") + 1] == "7"
+    (words,) = submit("teacher.sbatch", data, encoder, "--epochs", "7", SLURM_GPUS_ON_NODE="1").of("torchrun")
+    assert settings_of(words) == replace(settings_of(ran), world_size=1)
 
 
-def test_another_teacher_may_be_given(tmp_path: Path) -> None:
+def test_another_teacher_may_be_given(submit: Callable[..., Done]) -> None:
     crd = ("--method.teacher", "ckpt_epoch_240.pth")
-    (call, _), _, _ = submit(tmp_path, "distillation.slurm", "simsiam-kd-cifar100-r56-r20", *crd)
-    settings = parse(Pretrain, call[call.index("pretrain.py") + 1 :], recipe="quickstart", prog="pretrain.py")
-    assert settings.method["teacher"] == "ckpt_epoch_240.pth"
+    student = settings_of(submit("distillation.sbatch", "simsiam-kd-cifar100-r56-r20", *crd).of("torchrun")[0])
+    assert student.method["teacher"] == "ckpt_epoch_240.pth"
 
 
-def test_nothing_runs_for_a_wrong_recipe_and_nothing_after_a_failure(tmp_path: Path) -> None:
-    calls, status, said = submit(tmp_path, "distillation.slurm", "simsiam-kd-cifar")
-    assert (calls, status) == ([], 2)
-    assert said.startswith("error: simsiam-kd-cifar is none of")
-    calls, status, said = submit(tmp_path, "distillation.slurm")
-    assert (calls, status) == ([], 1)
-    assert "give a recipe, such as simsiam-kd-cifar100-r56-r20" in said
-    calls, status, _ = submit(tmp_path, "distillation.slurm", "simsiam-kd-cifar10", fails=True)
-    assert (len(calls), status) == (1, 1)
-    assert submit(tmp_path, "teacher.slurm", "cifar100")[:2] == ([], 1)
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (("distillation.sbatch", "simsiam-kd-cifar"), 2, "error: simsiam-kd-cifar is none of"),
+        (("distillation.sbatch",), 1, "give a recipe, such as simsiam-kd-cifar100-r56-r20"),
+        (("teacher.sbatch", "cifar100"), 1, "give the encoder behind the data"),
+        (("teacher.sbatch", "stl10", "resnet20"), 2, "error: there is no teacher's recipe for stl10"),
+        (("pretrain.sbatch",), 1, "give a recipe"),
+        (("pretrain.sbatch", "cifar10-r18", "--out", "x"), 2, "error: --out follows from the recipe"),
+        (("pretrain.sbatch", "cifar10-r18", "--out=x"), 2, "error: --out follows from the recipe"),
+    ],
+)
+def test_nothing_runs_for_wrong_words(submit: Callable[..., Done], words: tuple, status: int, said: str) -> None:
+    done = submit(*words)
+    assert (done.status, done.calls) == (status, [])
+    assert said in done.said
+
+
+def test_each_node_runs_one_torchrun_that_knows_its_part(submit: Callable[..., Done], tmp_path: Path) -> None:
+    shows = 'env | grep -E "^(PET_|NCCL_|TORCH_)" > "$SEEN/$PET_NODE_RANK"'
+    done = submit(
+        "pretrain.sbatch", "imagenet-r50-100ep", "--data", "a b", "--optim.lr", "0.1",
+        DOES=shows, SEEN=str(tmp_path), SLURM_JOB_NUM_NODES="2", NCCL_SOCKET_IFNAME="ib0",
+    )  # fmt: skip
+    assert (done.status, done.said) == (0, "")
+    one, other = done.of("torchrun")
+    assert one == other
+    settings = settings_of(one)
+    assert (settings.data, settings.out, settings.optim.lr) == ("a b", "logs/imagenet-r50-100ep", 0.1)
+    assert (settings.world_size, settings.seed) == (8, 0)
+    seen = [dict(line.split("=", 1) for line in (tmp_path / str(n)).read_text().splitlines()) for n in range(2)]
+    assert [node.pop("PET_RDZV_CONF") for node in seen] == ["is_host=1", "is_host=0"]
+    assert [node.pop("PET_NODE_RANK") for node in seen] == ["0", "1"]
+    assert seen[0] == seen[1] == {
+        "PET_NNODES": "2",
+        "PET_NPROC_PER_NODE": "4",
+        "PET_MASTER_ADDR": "node7",
+        "PET_MASTER_PORT": "10077",
+        "PET_RDZV_BACKEND": "c10d",
+        "PET_RDZV_ENDPOINT": "node7:10077",
+        "PET_RDZV_ID": "77",
+        "PET_MAX_RESTARTS": "3",
+        "PET_SHUTDOWN_TIMEOUT": "150",
+        "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "NCCL_DEBUG": "WARN",
+        "NCCL_SOCKET_IFNAME": "ib0",
+    }  # fmt: skip
+
+
+def test_torchrun_reads_what_node_sh_gives_as_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.run import get_args_parser
+
+    script = (ROOT / "launch/node.sh").read_text()
+    known = vars(get_args_parser().parse_args(["pretrain.py"]))
+    names = {name.lower() for name in re.findall(r"\bPET_([A-Z_]+)=", script)}
+    assert names - set(known) <= {"shutdown_timeout"}, "new in torch 2.13; any other must be known"
+    for name in names & set(known):
+        monkeypatch.setenv(f"PET_{name.upper()}", "7")
+    read = vars(get_args_parser().parse_args(["pretrain.py"]))
+    assert {name for name in names if str(read.get(name, "7")) != "7"} == set()
+
+
+@pytest.mark.parametrize(
+    ("task", "recipes", "recipe", "seed", "out"),
+    [
+        ("0", "cifar10-r18", "cifar10-r18", 0, "logs/cifar10-r18-seed0"),
+        ("4", "cifar10-r18", "cifar10-r18", 4, "logs/cifar10-r18-seed4"),
+        ("1", "cifar10-r18,simclr-cifar10", "simclr-cifar10", 0, "logs/simclr-cifar10-seed0"),
+        ("4", "cifar10-r18,simclr-cifar10", "cifar10-r18", 2, "logs/cifar10-r18-seed2"),
+    ],
+)
+def test_the_tasks_of_an_array_go_through_recipes_and_seeds(
+    submit: Callable[..., Done], task: str, recipes: str, recipe: str, seed: int, out: str
+) -> None:
+    (words,) = submit("pretrain.sbatch", recipes, SLURM_ARRAY_JOB_ID="70", SLURM_ARRAY_TASK_ID=task).of("torchrun")
+    settings = settings_of(words)
+    assert (words[words.index("--recipe") + 1], settings.seed, settings.out) == (recipe, seed, out)

@@ -133,7 +133,10 @@ def test_a_run_that_goes_wrong_names_its_last_good_checkpoint_and_goes_on_from_i
     assert call(*run, "--max-steps", 2) == 0
     good = load_file(tmp_path / "encoder.safetensors")
     capsys.readouterr()
-    assert call(*run, "--max-steps", 9, "--optim.lr", "1e30", "--checkpoint.every_steps", 1) == 3
+    assert (
+        call(*run, "--max-steps", 9, "--optim.lr", "1e30", "--checkpoint.every_steps", 1, "--allow-change", "optim.lr")
+        == 3
+    )
     told = capsys.readouterr().err
     step = int(re.search(r"not finite at step (\d+)", told)[1])
     newest = sorted(tmp_path.glob("checkpoints/step_*"))[-1]

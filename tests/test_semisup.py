@@ -93,7 +93,7 @@ def test_a_sweep_cut_off_inside_a_cell_ends_as_an_undisturbed_one(
     assert figures(tmp_path / "twice")["top1"] == summary["top1"]
 
     assert call("semisup.py", *given, "--out", tmp_path / "twice", "--epochs", 3) == 2
-    assert "of a sweep with other settings" in capsys.readouterr().err
+    assert "holds a run with other settings (epochs was 2 and is 3)" in capsys.readouterr().err
     assert call("semisup.py", *given, "--out", tmp_path / "twice", "--resume", "never") == 2
     assert "--resume is never" in capsys.readouterr().err
 
@@ -142,5 +142,8 @@ def test_a_classifier_is_not_validated_on_other_classes_nor_gone_on_with_from_an
                 Image.new("RGB", (20, 20)).save(tmp_path / split / name / f"{number}.png")
     assert call("semisup.py", *given, "--data", tmp_path, "--subset", "", "--evaluate-only") == 2
     assert "holds a run with 10 classes (0, 1, 2, ...)" in capsys.readouterr().err
-    assert call("semisup.py", *given, "--pretrained", "random", "--encoder", "resnet20") == 2
+    random = ("--pretrained", "random", "--encoder", "resnet20")
+    assert call("semisup.py", *given, *random) == 2
+    assert "other settings (encoder was" in capsys.readouterr().err
+    assert call("semisup.py", *given, *random, "--allow-change", "encoder") == 2
     assert "holds a run with another encoder (resnet8" in capsys.readouterr().err

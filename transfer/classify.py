@@ -74,7 +74,7 @@ def few_shots(settings: FewShot, runtime: "Runtime") -> None:
     from simsiam.evaluation.labelled_sets import open_labelled
     from simsiam.evaluation.pretrained import pretrained_encoder
     from simsiam.export.write import encoder_hash
-    from simsiam.run.folder import write_atomically
+    from simsiam.run.atomic import write_atomically
     from simsiam.training.precision import Precision
 
     torch.manual_seed(settings.seed)

@@ -79,9 +79,10 @@ def fine_tune(settings: Detect, data: "DetectionData", runtime: "Runtime", folde
     from simsiam.evaluation.ledger import config_hash
     from simsiam.evaluation.pretrained import Subject, pretrained_encoder
     from simsiam.run.journal import Journal
+    from simsiam.run.start import check_start
     from simsiam.training.build import count_parameters
     from simsiam.training.clock import Clock, due
-    from simsiam.training.finite import FiniteGuard
+    from simsiam.training.keeper import Keeper
     from simsiam.training.step import train_step
 
     # Encoder, and the detector around it, whose new layers are drawn alike whatever the encoder's loading drew.
@@ -98,12 +99,14 @@ def fine_tune(settings: Detect, data: "DetectionData", runtime: "Runtime", folde
     plan = Plan(len(data.train), numbers.global_batch, settings.seed, runtime.rank, runtime.world_size)
     batches = TrainingBatches(data.train, plan, settings, runtime.device)
     state = build_detector_state(module, settings, numbers, runtime)
-    checkpoints = Checkpoints(folder.checkpoints, settings.checkpoint.keep, runtime)
+    checkpoints = Checkpoints(folder.checkpoints, settings.checkpoint, runtime)
     found = checkpoints.find(settings.resume)
     if found is not None:
         checkpoints.load(found, state)
     if folder.has_ended(state.step, numbers.stop_step, runtime):
         return runtime.on_main(lambda: main_figures(folder.read_summary()))
+
+    start = check_start(settings, runtime, folder, state, data_sha256=data.sha256, bn_images=0)
 
     with_masks = " with masks" if settings.mask else ""
     facts = {
@@ -112,6 +115,7 @@ def fine_tune(settings: Detect, data: "DetectionData", runtime: "Runtime", folde
         "data": f"{settings.data}, {' + '.join(settings.train_sets)} -> {settings.test_set}",
         **data.told,
         "resumed": str(found or "no, from step 0"),
+        "preflight": start,
     }
     journal = Journal(folder, settings, numbers, runtime, state, facts)
     if runtime.is_main:
@@ -130,28 +134,22 @@ def fine_tune(settings: Detect, data: "DetectionData", runtime: "Runtime", folde
         journal.answer(step, **main_figures(answer.scores.figures))
         return answer
 
-    clock, guard, spe = Clock(numbers.global_batch), FiniteGuard(runtime.device), numbers.steps_per_epoch
+    clock = Clock(numbers.global_batch)
     # A run that was cut off between its last save and its last test has nothing left but that.
     answer = test_now(state.step) if state.step == numbers.stop_step else None
-    for micro_batches in clock.timed(batches.steps(state.step, numbers.stop_step)):
-        result = train_step(state, ((b.images, b.targets, b.seed) for b in micro_batches))
-        guard.watch(state.step, result.finite)
-        journal.stepped(micro_batches, data.train)
-        step, last = state.step, state.step == numbers.stop_step
-
-        logs, tests = (last or due(step, every) for every in (settings.log_every, settings.test_every))
-        saves = last or due(step, settings.checkpoint.every_steps) or due(step, settings.checkpoint.every_epochs * spe)
-        if logs or tests or saves:
-            journal.stop_unless_finite(guard, checkpoints.newest)
-        if logs:
-            losses = mean_over_ranks(torch.stack(list(result.output.losses.values()))).tolist()
-            journal.log(state, result, clock, dict(zip(result.output.losses, losses)))
-        if saves:
-            checkpoints.save(state)
-        if tests:
-            answer = test_now(step)
-        if saves or tests:
-            clock.restart()
+    with Keeper(settings, numbers, runtime, state, checkpoints, journal, clock) as keeper:
+        for micro_batches in clock.timed(batches.steps(state.step, numbers.stop_step)):
+            result = train_step(state, ((b.images, b.targets, b.seed) for b in micro_batches))
+            now = keeper.stepped(result)
+            journal.stepped(micro_batches, data.train)
+            if now.logs:
+                losses = mean_over_ranks(torch.stack(list(result.output.losses.values()))).tolist()
+                journal.log(state, result, clock, dict(zip(result.output.losses, losses)))
+            if now.saves:
+                keeper.save()
+            if now.last or due(state.step, settings.test_every):
+                with keeper.apart("testing"):
+                    answer = test_now(state.step)
 
     if runtime.is_main:
         write_tables(folder.path, data, answer.detections, answer.scores, masks=settings.mask)

@@ -78,7 +78,8 @@ def run(arguments: argparse.Namespace) -> None:
     temperatures = _numbers("--temperature", arguments.temperature, float, "numbers above 0, such as 0.07,0.1,0.2")
     settings = _settings(arguments)
     from simsiam.distributed.runtime import running
-    from simsiam.run.folder import make_writable, write_atomically
+    from simsiam.run.atomic import write_atomically
+    from simsiam.run.folder import make_writable
 
     with running(arguments.device) as runtime:
         folder = Path(arguments.out) if arguments.out is not None else None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from simsiam.commands.scripts import run_script
 from simsiam.errors import UserError
-from simsiam.run.folder import write_atomically
+from simsiam.run.atomic import write_atomically
 from simsiam.run.paper_tables import TABLES, Row, Scaled
 from simsiam.settings.parse import parse
 from simsiam.settings.tree import Pretrain

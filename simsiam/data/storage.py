@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import IO, Protocol, TypeVar
 
 import fsspec
 
+from simsiam.data.decode import MAX_PIXELS
 from simsiam.errors import UserError
 
 T = TypeVar("T")
@@ -24,6 +26,8 @@ _LASTING = (
 )  # other errors of a store may pass
 _RETRY_SECONDS = (0.1, 1.0)
 _MOST_OPEN = 4096
+MOST_IMAGE_BYTES = 6 * MAX_PIXELS + (1 << 20)
+"""The largest image that is decoded, stored without compression at 16 bits."""
 _PACKAGES = {
     **{"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "http": "aiohttp"},
     **{"https": "aiohttp", "abfs": "adlfs", "az": "adlfs", "oss": "ossfs", "ssh": "paramiko", "sftp": "paramiko"},
@@ -89,6 +93,27 @@ def patiently(read: Callable[[], T]) -> T:
                 raise
         time.sleep(pause)
     return read()
+
+
+def is_inside(name: str) -> bool:
+    """Whether a path that a file names stays below the folder that it is meant from, links aside."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return bool(name) and "\0" not in name and ".." not in name.split("/") and not os.path.isabs(name)
+
+
+def read_whole(path: str | os.PathLike[str]) -> bytes:
+    """A file's bytes. Raises OSError too for what is no file, such as a device or a pipe, or too large for an image."""
+    # Without O_NONBLOCK a pipe would keep the reader waiting for somebody who writes.
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(errno.EINVAL, "it is no file")
+        if about.st_size > MOST_IMAGE_BYTES:
+            raise OSError(errno.EFBIG, f"it has more than {MOST_IMAGE_BYTES:,} bytes")
+        return file.read()
 
 
 def reason(error: Exception) -> str:
@@ -162,7 +187,8 @@ class _OpenFile:
     """
 
     def __init__(self, root: str, name: str) -> None:
-        self._descriptor = os.open(os.path.join(root, name), os.O_RDONLY | os.O_CLOEXEC)
+        # Without O_NONBLOCK a pipe in its place would keep the reader waiting; so it raises.
+        self._descriptor = os.open(os.path.join(root, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
     def read(self, start: int, length: int) -> bytes:
         data = os.pread(self._descriptor, length, start)

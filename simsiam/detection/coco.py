@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from simsiam.data.decode import MAX_PIXELS
 from simsiam.data.index import Strings
+from simsiam.data.storage import is_inside
 from simsiam.detection.annotations import NO_SIZE, DetectionSet, Objects, stored_size
 from simsiam.detection.segments import SegmentsBuilder
 from simsiam.errors import UserError
@@ -77,13 +79,18 @@ class _Reader:
             name = image.get("file_name")
             if not isinstance(name, str):
                 raise UserError(f"{self._file}: image {image['id']} has no file_name; correct it or fetch it again.")
+            if not is_inside(name) or not _is_number(image["id"]):
+                raise UserError(
+                    f"{self._file} has an image {name[:200]!r} that is not below {folder}, or an id beyond 64 bits; "
+                    "correct it."
+                )
             if image["id"] in self._row_of:
                 self.noted[REPEATED_IMAGE].append(name)
                 continue
             self._row_of[image["id"]] = len(self.names)
             self.names.append(name)
             size = image.get("height"), image.get("width")
-            if not all(isinstance(side, int) and side > 0 for side in size):
+            if not all(isinstance(side, int) and side > 0 for side in size) or size[0] * size[1] > MAX_PIXELS:
                 self.noted[NO_SIZE].append(name)
                 size = stored_size(folder / name)
             sizes.append(size)
@@ -126,8 +133,10 @@ class _Reader:
         for place, annotation in enumerate(annotations):
             if not isinstance(annotation, dict):
                 raise UserError(f"{self._file}: annotation number {place} is no object; fetch the file again.")
-            identity = annotation.get("id", f"number {place}")
-            row = self._row_of.get(annotation.get("image_id"))
+            identity, image = annotation.get("id", f"number {place}"), annotation.get("image_id")
+            if not isinstance(identity, int | str) or not isinstance(image, int | str | None):
+                raise UserError(f"{self._file}: annotation number {place} has a list for an id; fetch the file again.")
+            row = self._row_of.get(image)
             if row is None:
                 self.noted[NO_IMAGE].append(f"annotation {identity}")
                 continue
@@ -153,7 +162,7 @@ class _Reader:
             box = [float(number) for number in annotation["bbox"]]
             _, _, width, height = box
             return box, float(annotation.get("area", width * height)), bool(annotation.get("iscrowd", 0))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise UserError(
                 f"{self._file}: annotation {annotation.get('id')} of image {annotation['image_id']} has no bbox of "
                 "four numbers x, y, width, height, or an area that is no number; correct it."
@@ -176,6 +185,10 @@ def _load(file: Path) -> dict[str, list[dict[str, Any]]]:
     if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
         raise UserError(f"{file} is no instances file of COCO, which has lists of {', '.join(lists)}; fetch that one.")
     return content
+
+
+def _is_number(value: int) -> bool:
+    return -(1 << 63) <= value < 1 << 63
 
 
 def _sorted(records: list[Any], file: Path, what: str) -> list[dict[str, Any]]:

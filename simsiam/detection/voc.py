@@ -8,7 +8,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from simsiam.data.decode import MAX_PIXELS
 from simsiam.data.index import Strings
+from simsiam.data.storage import is_inside
 from simsiam.detection.annotations import NO_SIZE, DetectionSet, Objects, stored_size
 from simsiam.errors import UserError
 
@@ -21,6 +23,7 @@ CLASSES_FILE = "classes.txt"
 NO_ANNOTATION = "without an annotation file (left out)"
 REPEATED = "listed twice (taken once)"
 _LIST = "ImageSets/Main/{}.txt"
+_MOST_XML_BYTES = 4 << 20
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -71,6 +74,17 @@ def _classes_of(base: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
+def _plain_xml(file: Path) -> bytes:
+    """An XML file without a document type, whose entities could unfold to any size. Raises ValueError for another."""
+    with file.open("rb") as opened:
+        data = opened.read(_MOST_XML_BYTES + 1)
+    if len(data) > _MOST_XML_BYTES:
+        raise ValueError(f"it has more than {_MOST_XML_BYTES:,} bytes")
+    if b"<!DOCTYPE" in data or b"\0" in data:  # zeros: UTF-16, in which it would look otherwise
+        raise ValueError("it declares a document type, or is not in UTF-8")
+    return data
+
+
 class _Box(NamedTuple):
     """An object of an XML file: class number, corners with the published 1-based numbers made 0-based, mark."""
 
@@ -97,6 +111,8 @@ class _Reader:
             if not line.strip():
                 continue
             stem = line.split()[0]
+            if not is_inside(stem):
+                raise UserError(f"{file} names {stem[:200]!r}, which is not below {folder}; correct the list.")
             path = f"{folder.name}/JPEGImages/{stem}.jpg"
             if path in self._paths:
                 self._noted[REPEATED].append(path)
@@ -130,11 +146,12 @@ class _Reader:
 
     def _read(self, path: str, file: Path, stem: str) -> None:
         try:
-            annotation = ElementTree.parse(file).getroot()
+            annotation = ElementTree.fromstring(_plain_xml(file))
         except FileNotFoundError:
             self._noted[NO_ANNOTATION].append(path)  # left out: trained on, its objects would count as background
             return
-        except (OSError, ElementTree.ParseError) as error:
+        # ValueError: an encoding that is none.
+        except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
             raise UserError(f"{file} is no whole XML file ({error}); unpack it again.") from None
         boxes = [self._box(found, file) for found in annotation.findall("object")]
         self._paths[path] = stem
@@ -170,7 +187,7 @@ class _Reader:
             height, width = (int(float(annotation.findtext(f"size/{side}"))) for side in ("height", "width"))
         except (TypeError, ValueError, OverflowError):
             height = width = 0
-        if height > 0 and width > 0:
+        if height > 0 and width > 0 and height * width <= MAX_PIXELS:
             return height, width
         self._noted[NO_SIZE].append(path)
         return stored_size(self._base / path)

@@ -1,20 +1,32 @@
 """Who am I: torchrun's environment -> rank, device, backend; and a clean end for every ending."""
 
+import atexit
 import ctypes
+import multiprocessing
 import os
+import signal
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from simsiam.distributed.store import fresh_store
 from simsiam.distributed.threads import usable_cores
 from simsiam.errors import UserError
 
 T = TypeVar("T")
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_COMING = timedelta(minutes=10)
+_COLLECTIVE = timedelta(minutes=30)
+_FAREWELL_SECONDS = 20.0  # less than the 30 that torchrun gives
 
 
 @dataclass(frozen=True)
@@ -25,13 +37,20 @@ class Runtime:
     world_size: int
     local_rank: int
     device: torch.device
+    began: float = field(default_factory=time.monotonic)
+    """When this process entered the run, by the monotonic clock."""
+    store: dist.Store | None = None
+    """What the ranks share besides the group; None for one rank."""
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def on_main(self, make: Callable[[], T]) -> T:
-        """`make()` on rank 0, its result or its error on every rank: one reads the disk, all agree."""
+    def on_main(self, make: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+        """`make()` on rank 0, its result or its error on every rank: one reads the disk, all agree.
+
+        `group` is another group of all ranks on the CPU, for a thread that must not share the main one.
+        """
         if self.world_size == 1:
             return make()
         box: list[Any] = [None, None]
@@ -41,7 +60,8 @@ class Runtime:
                 box[0] = make()
             except BaseException as error:  # the others must hear of it, whatever it is, or they would wait for ever
                 failed, box[1] = error, str(error) or type(error).__name__
-        dist.broadcast_object_list(box, src=0, device=self.device if self.device.type == "cuda" else None)
+        device = self.device if self.device.type == "cuda" and group is None else None
+        dist.broadcast_object_list(box, src=0, group=group, device=device)
         if failed is not None:
             raise failed
         if box[1] is not None:
@@ -57,27 +77,70 @@ class Runtime:
 def running(device: str) -> Iterator[Runtime]:
     """The process group of this run, from torchrun's variables; plain `python` is one rank.
 
-    At the end the ranks meet and the group is destroyed: without that, three clean runs in four abort on exit.
+    At the end the ranks meet and the group is destroyed: without that, three clean runs in four abort on exit. After an
+    exception they do not meet: the process says what it has to say and ends, whatever its group still waits for.
     """
+    _end_with_parent()
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    where = _device(device, local)
+    cuda = where.type == "cuda"
+    if cuda:
+        torch.cuda.set_device(where)
+    else:
+        torch.set_num_threads(max(1, usable_cores() // local_world))
+        _keep_freed_memory()
+    store = fresh_store(rank, world, _COMING) if world > 1 else None
+    runtime = Runtime(rank, world, local, where, store=store)
     try:
-        runtime = Runtime(rank, world, local, _device(device, local))
-        if runtime.device.type == "cuda":
-            torch.cuda.set_device(runtime.device)
-        else:
-            torch.set_num_threads(max(1, usable_cores() // local_world))
-            _keep_freed_memory()
-        if world > 1:
-            cuda = runtime.device.type == "cuda"
+        if store is not None:
+            backend = "nccl" if cuda else "gloo"
+            device_id = where if cuda else None
             dist.init_process_group(
-                "nccl" if cuda else "gloo", timeout=timedelta(minutes=30), device_id=runtime.device if cuda else None
+                backend, store=store, rank=rank, world_size=world, timeout=_COLLECTIVE, device_id=device_id
             )
         yield runtime
         runtime.barrier()
-    finally:
-        if dist.is_initialized():
+        if store is not None:
             dist.destroy_process_group()
+    except BaseException as error:
+        if store is not None:
+            _leave_alone(error)
+        raise
+
+
+def _end_with_parent() -> None:
+    """Has Linux kill this process when torchrun's agent is killed, which otherwise leaves its ranks running."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before the kernel knew
+        os._exit(1)
+
+
+def _leave_alone(error: BaseException) -> None:
+    """Has this process end with the error's code once it is told, without taking the group down.
+
+    Destroying a group waits for what its peers may never do, and an interpreter that ends with a group in it aborts.
+    """
+    code = getattr(error, "exit_code", 1)
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+
+    def leave() -> None:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+    atexit.register(leave)
+    # For a thread that the interpreter waits for before it comes to that, such as one that saves with the others.
+    hard = threading.Timer(_FAREWELL_SECONDS, os._exit, (code,))
+    hard.daemon = True
+    hard.start()
 
 
 def _device(wanted: str, local_rank: int) -> torch.device:

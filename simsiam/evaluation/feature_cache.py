@@ -21,13 +21,16 @@ from simsiam.data.labelled import CentreBatches, centre_batches
 from simsiam.data.loaders import Crops
 from simsiam.data.plan import Plan, micro_batch
 from simsiam.distributed.runtime import Runtime
+from simsiam.errors import UserError
 from simsiam.evaluation.accuracy import Accuracy, Tally
 from simsiam.evaluation.features import extract_features
 from simsiam.evaluation.ledger import list_hash
 from simsiam.export.write import encoder_hash
-from simsiam.run.folder import write_atomically
+from simsiam.run.atomic import write_atomically
 from simsiam.settings.tree import Views
 from simsiam.training.precision import Precision
+
+_MOST_RANKS = 1 << 20
 
 
 class CachedFeatures:
@@ -40,10 +43,16 @@ class CachedFeatures:
     """
 
     def __init__(self, folder: Path, ranks: int, classes: tuple[str, ...]) -> None:
-        self._files = [
-            np.load(path, mmap_mode="r") for path in (folder / f"{_name(r, ranks)}.npy" for r in range(ranks))
-        ]
-        indexes = [np.load(folder / f"{_name(rank, ranks)}.index.npz") for rank in range(ranks)]
+        names = [_name(rank, ranks) for rank in range(ranks)]
+        try:
+            self._files = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names]
+            indexes = [_read_index(folder / f"{name}.index.npz") for name in names]
+            for file, index in zip(self._files, indexes):
+                # Images that could not be read leave rows at its end.
+                if file.ndim != 2 or not len(file) >= len(index["samples"]) == len(index["labels"]):
+                    raise ValueError("features and labels do not agree")
+        except Exception as error:  # zipfile and numpy raise nearly anything on damaged data
+            raise UserError(f"The features in {folder} are damaged ({error}); remove the folder") from None
         samples = np.concatenate([index["samples"] for index in indexes])
         order = np.argsort(samples)
         self.labels = np.concatenate([index["labels"] for index in indexes])[order]
@@ -151,12 +160,27 @@ def _held(folder: Path, about: str) -> int | None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "about.json").exists():
         return None
-    held: dict[str, Any] = json.loads((folder / "about.json").read_text())
-    return held["ranks"] if held["of"] == json.loads(about) else None
+    try:
+        held: dict[str, Any] = json.loads((folder / "about.json").read_text())
+        same = held["of"] == json.loads(about) and type(held["ranks"]) is int and 0 < held["ranks"] <= _MOST_RANKS
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return held["ranks"] if same else None
 
 
 def _is_whole(index: Path, about: str) -> bool:
-    return index.exists() and str(np.load(index)["about"]) == about
+    try:
+        return str(_read_index(index)["about"]) == about
+    except Exception:  # none, or damaged, which raises nearly anything: it is made anew
+        return False
+
+
+def _read_index(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as stored:
+        # As written they are not compressed, and cannot unfold to more than the file.
+        if sum(member.file_size for member in stored.zip.infolist()) > path.stat().st_size:
+            raise ValueError(f"{path.name} is compressed")
+        return dict(stored)
 
 
 def _write_index(path: Path, about: str, labels: Tensor, samples: Tensor, skipped: int) -> None:

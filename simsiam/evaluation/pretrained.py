@@ -12,7 +12,7 @@ from simsiam.export.read import load_encoder
 from simsiam.export.state import read_state
 from simsiam.export.write import encoder_hash
 from simsiam.models.encoders import build_encoder
-from simsiam.run.folder import write_atomically
+from simsiam.run.atomic import write_atomically
 from simsiam.settings.detect import Detect
 from simsiam.settings.tree import Classify, Views
 

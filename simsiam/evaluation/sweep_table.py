@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simsiam.evaluation.accuracy import Accuracy
-from simsiam.run.folder import write_atomically
+from simsiam.run.atomic import write_atomically
 from simsiam.settings.sweep import cell_name
 
 

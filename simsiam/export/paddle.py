@@ -1,20 +1,18 @@
 """PaddlePaddle's `.pdparams` (PASSL): a pickle of numpy arrays, read without running anything that it may name."""
 
-import pickle
+from collections import OrderedDict
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from simsiam.errors import UserError
+from simsiam.pickled_arrays import PickledArray, load_arrays
+from simsiam.unpickle import Foreign
 
 _STATISTICS = {"._mean": ".running_mean", "._variance": ".running_var"}
-_ARRAY_PARTS = {
-    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),  # protocol 5
-    *(("numpy", name) for name in ("ndarray", "dtype")),
-    *((builtins, "tuple") for builtins in ("builtins", "__builtin__")),  # a tensor is tuple((name, array))
-    ("collections", "OrderedDict"),
+_CONTAINERS = {
+    **{(builtins, "tuple"): tuple for builtins in ("builtins", "__builtin__")},  # a tensor is tuple((name, array))
+    ("collections", "OrderedDict"): OrderedDict,
 }
 
 
@@ -25,9 +23,8 @@ def read_pdparams(path: Path) -> object:
     Raises UserError where the file is damaged or holds anything but arrays in dicts.
     """
     try:
-        with open(path, "rb") as file:
-            return _as_torch(_ArraysOnly(file, encoding="latin1").load())  # as Paddle itself, for files of Python 2
-    except _Foreign as error:
+        return _as_torch(load_arrays(path.read_bytes(), _CONTAINERS), {})
+    except Foreign as error:
         raise UserError(
             f"{path} holds the Python object {error} beside its arrays, and is not loaded because that could run code: "
             "where you trust it, save the state_dict() alone in a new file by paddle.save and give that one."
@@ -36,31 +33,17 @@ def read_pdparams(path: Path) -> object:
         raise UserError(f"{path} is no PaddlePaddle file, or a damaged one: copy or download it again.") from error
 
 
-class _Foreign(Exception):
-    pass
-
-
-class _ArraysOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> object:
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1
-        if (module, name) not in _ARRAY_PARTS:
-            raise _Foreign(f"{module}.{name}")
-        return super().find_class(module, name)
-
-
-def _latin1(text: str, _encoding: str) -> bytes:
-    """How pickles of protocol 2 spell bytes; the codec is not looked up, for that would import a module of its name."""
-    return text.encode("latin1")
-
-
-def _as_torch(value: object) -> object:
+def _as_torch(value: object, done: dict[int, object]) -> object:
+    """`done` has what was made of each dict: one that stands in several places is gone through once."""
     if isinstance(value, dict):
-        return {_torch_name(key): _as_torch(inner) for key, inner in value.items()}
-    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], np.ndarray):
+        if id(value) not in done:
+            done[id(value)] = {_torch_name(key): _as_torch(inner, done) for key, inner in value.items()}
+        return done[id(value)]
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], PickledArray):
         value = value[1]
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fi":
-        return torch.from_numpy(value if value.flags.writeable else value.copy())
+    if isinstance(value, PickledArray):
+        array = value.array()
+        value = torch.from_numpy(array if array.flags.writeable else array.copy()) if array.dtype.kind in "fi" else None
     return value
 
 

@@ -61,6 +61,7 @@ def read_encoder(path: str | Path, *, name: str | None = None) -> ReadEncoder:
     report = match_state(encoder, state, source=info["path"])
     _refuse_misfit(encoder, state, report, said, info["path"])
     _refuse_contradiction(name, state, said, info["path"])
+    _refuse_not_finite({key: state[key] for key in report.matched}, info["path"])
     encoder.load_state_dict({key: state[key] for key in report.matched}, strict=False)
     return ReadEncoder(encoder.eval(), report, info)
 
@@ -80,6 +81,12 @@ def match_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str = 
         unexpected=tuple(key for key in state if key not in own),
         mismatched_shapes=tuple(k for k in own if k in state and k not in matched and "num_batches" not in k),
     )
+
+
+def _refuse_not_finite(state: Mapping[str, Tensor], path: str) -> None:
+    for key, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{path} has values that are not finite in {key}: give an encoder from before they came.")
 
 
 def _refuse_misfit(encoder: nn.Module, state: Mapping[str, Tensor], report: MatchReport, said: str, path: str) -> None:

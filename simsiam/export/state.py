@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -12,20 +13,11 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from simsiam.checkpoint.reader import CheckedReader
 from simsiam.errors import UserError
 from simsiam.export.names import NESTS
 from simsiam.export.paddle import read_pdparams
-
-_DCP = "torch.distributed.checkpoint"
-CHECKPOINT_TYPES = {
-    *((f"{_DCP}.metadata", name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "ChunkStorageMetadata")),
-    *((f"{_DCP}.metadata", name) for name in ("TensorStorageMetadata", "BytesStorageMetadata", "TensorProperties")),
-    (f"{_DCP}.metadata", "_MEM_FORMAT_ENCODING"),
-    (f"{_DCP}.filesystem", "_StorageInfo"),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-}
-DTYPES = {name for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+from simsiam.settings.plain_yaml import plain_yaml
 
 
 def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -58,6 +50,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read_pickle(path: Path) -> object:
     if path.suffix == ".pdparams":
         return read_pdparams(path)
+    _refuse_compressed(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -70,6 +63,17 @@ def _read_pickle(path: Path) -> object:
         ) from error
     except Exception as error:  # whatever a cut or foreign file makes the reader stumble over
         raise UserError(f"{path} is a damaged PyTorch file: copy or download it again.") from error
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch.save compresses nothing; a file of a megabyte that somebody compressed could unfold to any size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            compressed = any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return  # no zip file, or a damaged one: torch.load says so
+    if compressed:
+        raise UserError(f"{path} has compressed parts, which torch.save never writes: get it as it was saved.")
 
 
 def _unnest(content: object) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -108,13 +112,11 @@ def _is_step(metadata: Path) -> bool:
 
 def _read_checkpoint(folder: Path, run: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with open(folder / ".metadata", "rb") as file:
-            _MetadataOnly(file).load()
-        reader = dcp.FileSystemReader(folder)
+        reader = CheckedReader(folder)
         tensors = {
             key: torch.empty(entry.size, dtype=entry.properties.dtype)
             for key, entry in reader.read_metadata().state_dict_metadata.items()
-            if key.startswith("model.encoder.") and hasattr(entry, "size")
+            if key.startswith("model.encoder.")
         }
         # no_dist: each rank of a running group may read on its own, and a lone process needs no group.
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # torch warns of a lone process
@@ -130,22 +132,10 @@ def _read_checkpoint(folder: Path, run: Path) -> tuple[dict[str, Tensor], dict[s
     return {key.removeprefix("model."): tensor for key, tensor in tensors.items()}, info
 
 
-class _MetadataOnly(pickle.Unpickler):
-    """torch unpickles a checkpoint's `.metadata` without limits; this one, run first, lets only its own types pass."""
-
-    def find_class(self, module: str, name: str) -> object:
-        known = (module, name) in CHECKPOINT_TYPES or (module == "torch" and name in DTYPES)
-        # Windows and other Python versions have their path classes elsewhere in pathlib.
-        path = module.split(".")[0] == "pathlib" and name.endswith("Path") and "." not in name
-        if not (known or path):
-            raise pickle.UnpicklingError(f"its .metadata names {module}.{name}, which could run code")
-        return super().find_class(module, name)
-
-
 def _read_config(run: Path) -> dict[str, str]:
     try:
-        config = yaml.safe_load((run / "config.yaml").read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        config = plain_yaml((run / "config.yaml").read_bytes())
+    except (OSError, yaml.YAMLError):
         return {}
     config = config if isinstance(config, dict) else {}
     views = config.get("views") if isinstance(config.get("views"), dict) else {}

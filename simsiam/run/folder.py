@@ -1,7 +1,6 @@
 """The run folder: what was asked, what happened, and whether it is still happening."""
 
 import json
-import os
 import platform
 import shlex
 import shutil
@@ -15,10 +14,13 @@ from typing import Any
 import yaml
 
 from simsiam.distributed.runtime import Runtime
-from simsiam.errors import UserError
+from simsiam.errors import Preempted, UserError
+from simsiam.run.atomic import write_atomically
+from simsiam.run.changes import check_unchanged
+from simsiam.run.lock import RunLock
 from simsiam.settings.tree import Job
 
-STATES = ("in-progress", "completed", "failed")
+STATES = ("in-progress", "completed", "failed", "preempted")
 
 
 class RunFolder:
@@ -30,20 +32,27 @@ class RunFolder:
         self.encoder = self.path / "encoder.safetensors"
         self.bad_files = self.path / "bad_files.txt"
         self._begun = False
+        self._lock = RunLock(self.path)
 
     @contextmanager
     def opened(self, settings: Job, runtime: Runtime) -> Iterator["RunFolder"]:
-        """The folder made; marked `failed` where a run that has begun ends by an exception.
+        """The folder made and locked; marked `failed` where a run that has begun ends by an exception.
 
-        Raises UserError where it cannot be written, or where `--resume never` finds a run in it.
+        Raises UserError where it cannot be written, where another job is in it, where `--resume never` finds a run in
+        it, and where the run that would go on began with other settings.
         """
         runtime.on_main(lambda: self._open(settings))
         try:
             yield self
+        except Preempted:
+            raise
         except BaseException:
             if self._begun:
                 self.mark("failed")
             raise
+        finally:
+            if runtime.is_main:
+                self._lock.release()
 
     def begin(self, settings: Job) -> None:
         """Writes config.yaml and marks the run in progress; rank 0, when nothing is left that a mistake could stop."""
@@ -57,13 +66,26 @@ class RunFolder:
 
     def _open(self, settings: Job) -> None:
         make_writable(self.path)
+        self._lock.acquire()
+        try:
+            self._check(settings)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _check(self, settings: Job) -> None:
         if settings.resume == "never" and not settings.debug and any(self.checkpoints.glob("step_*")):
             raise UserError(
                 f"{self.path} already holds a run and --resume is never; give another --out or remove the folder"
             )
+        holds_one = any(self.checkpoints.glob("step_*")) or settings.checkpoint.folder
+        if settings.resume == "auto" and holds_one:
+            # A sweep chooses its rates, and notes what it has chosen.
+            swept = ("optim.lr", "optim.head_lr") if getattr(settings, "sweep", "") else ()
+            check_unchanged(self.path / "config.yaml", settings, (*settings.allow_change, *swept))
 
     def mark(self, state: str) -> None:
-        """Shows that the run is `in-progress`, `completed` or `failed`."""
+        """Shows that the run is in one of `STATES`; what starts jobs again looks for `preempted`."""
         for other in STATES:
             (self.path / other).unlink(missing_ok=True)
         (self.path / state).touch()
@@ -109,16 +131,6 @@ def make_writable(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"--out {path} cannot be written ({error.strerror}); give a folder you may write to") from None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a text file in one move, so that a reader sees the old or the new one whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _plain(value: Any) -> Any:

@@ -2,8 +2,7 @@
 
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from statistics import median
 from typing import Any, NoReturn
 
@@ -14,7 +13,7 @@ from torchvision.io import write_png
 from simsiam.data.stand_ins import Named, WithStandIns
 from simsiam.distributed.collectives import mean_over_ranks
 from simsiam.distributed.runtime import Runtime
-from simsiam.errors import TrainingStopped
+from simsiam.errors import Preempted, TrainingStopped
 from simsiam.run.folder import RunFolder
 from simsiam.run.metrics import Metrics
 from simsiam.run.pictures import view_grid
@@ -22,7 +21,6 @@ from simsiam.run.progress import Progress
 from simsiam.settings.derive import Numbers
 from simsiam.settings.tree import Job, Views
 from simsiam.training.clock import Clock
-from simsiam.training.finite import FiniteGuard
 from simsiam.training.state import TrainState
 from simsiam.training.step import StepResult
 
@@ -43,7 +41,7 @@ class Journal:
         state: TrainState,
         facts: dict[str, str] | None,
     ) -> None:
-        self._folder, self._settings, self._numbers, self._runtime = folder, settings, numbers, runtime
+        self.folder, self._settings, self._numbers, self._runtime = folder, settings, numbers, runtime
         if runtime.is_main:
             folder.begin(settings)
         self._metrics = Metrics(folder.path if runtime.is_main else None, state.step)
@@ -61,9 +59,9 @@ class Journal:
     def first_views(self, batches: Iterable[tuple[Tensor, ...]], views: Views) -> Iterator[tuple[Tensor, ...]]:
         """Hands on what a step's micro-batches are made into; the first views the run ever sees become a picture."""
         for number, images in enumerate(batches):
-            if number == 0 and self._runtime.is_main and not (self._folder.path / "first_views.png").exists():
+            if number == 0 and self._runtime.is_main and not (self.folder.path / "first_views.png").exists():
                 picture = view_grid(images, views)
-                write_png(picture, str(self._folder.path / "first_views.png"))
+                write_png(picture, str(self.folder.path / "first_views.png"))
                 self._metrics.pictures("first_views", picture)
             yield images
 
@@ -78,7 +76,7 @@ class Journal:
         for sample, reason in (pair for batch in micro_batches for pair in batch.replaced):
             if sample not in self._bad:
                 self._bad.add(sample)
-                with self._folder.bad_files.open("a") as file:
+                with self.folder.bad_files.open("a") as file:
                     file.write(f"{images.name(sample)}\t{reason}\n")
 
     def log(
@@ -124,29 +122,23 @@ class Journal:
         history = self._metrics.series(name)
         return history[-1][1] == max(value for _, value in history)
 
-    def stop_unless_finite(self, guard: FiniteGuard, newest_checkpoint: Callable[[], Path | None]) -> None:
-        """Ends the run where a step's loss or gradient was not finite; nothing of it was saved or applied."""
-        step = guard.first_bad()
-        if step is not None:
-            newest = newest_checkpoint()
-            kept = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
-            self.stop(
-                f"loss or gradient was not finite at step {step}; no update was made from it and {kept}; "
-                "lower optim.lr or try --precision fp32"
-            )
-
     def stop(self, reason: str) -> NoReturn:
         """Ends the run as failed, with its reason, on every rank."""
         self._end("failed", {"reason": reason})
-        raise TrainingStopped(f"{self._folder.path}: {reason}")
+        raise TrainingStopped(f"{self.folder.path}: {reason}")
+
+    def end_early(self, sentence: str) -> NoReturn:
+        """Ends a run that was asked to, for the same command to go on with; every rank must call it."""
+        self._end("preempted", {"reason": sentence})
+        raise Preempted(f"{self.folder.path} ends early: {sentence}; the same command goes on from there")
 
     def finish(self, **figures: Any) -> None:
         """Ends the run as completed, with the figures of summary.json. Every rank must call it."""
         self._runtime.barrier()  # every rank has listed what it could not read
-        bad = self._folder.count_bad_files()
+        bad = self.folder.count_bad_files()
         self._end("completed", {**figures, "replaced_images": bad})
-        listed = f", {bad} images could not be read, see {self._folder.bad_files}" if bad else ""
-        self.say(f"completed in {self.summary['seconds']:.0f} s{listed}; results in {self._folder.path}")
+        listed = f", {bad} images could not be read, see {self.folder.bad_files}" if bad else ""
+        self.say(f"completed in {self.summary['seconds']:.0f} s{listed}; results in {self.folder.path}")
 
     def _end(self, how: str, figures: dict[str, Any]) -> None:
         self._progress.close()
@@ -156,8 +148,8 @@ class Journal:
         self._metrics.close()
         self.summary.update({"state": how, "seconds": time.perf_counter() - self._began, **figures})
         if self._runtime.is_main:
-            self._folder.write_summary(self.summary)
-            self._folder.mark(how)
+            self.folder.write_summary(self.summary)
+            self.folder.mark(how)
 
 
 def memory_bytes(device: torch.device) -> int:

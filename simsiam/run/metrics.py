@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ class Metrics:
     """
 
     def __init__(self, folder: Path | None, step: int = 0) -> None:
-        self._file, self._board = None, None
+        self._file, self._board, self._refused = None, None, False
         self._path = folder / "metrics.jsonl" if folder else None
         if folder is None:
             return
@@ -33,34 +35,55 @@ class Metrics:
         if self._file is None:
             return
         line = {"step": step, **{key: _number(value) for key, value in values.items()}}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for key, value in values.items():
-            if isinstance(value, (int, float)):
-                self._board.add_scalar(key, value, step)
+        with self._whatever_the_disk_says():
+            self._file.write(json.dumps(line) + "\n")  # where flushing fails the buffer keeps it for the next time
+            self._file.flush()
+        with self._whatever_the_disk_says():
+            for key, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(key, value, step)
 
     def series(self, key: str) -> list[tuple[int, float]]:
         """(step, value) of a scalar over the whole run, from before a resume too; empty on ranks other than 0."""
-        lines = map(json.loads, self._path.read_text().splitlines()) if self._path else ()
+        lines = map(_object, self._path.read_text().splitlines()) if self._path and self._path.exists() else ()
         return [(line["step"], line[key]) for line in lines if line.get(key) is not None]
 
     def pictures(self, name: str, images: Tensor) -> None:
         """A picture, uint8 (3, H, W), for TensorBoard."""
         if self._board is not None:
-            self._board.add_image(name, images, 0)
+            with self._whatever_the_disk_says():
+                self._board.add_image(name, images, 0)
 
     def close(self) -> None:
         """Flushes and closes both."""
         if self._file is not None:
-            self._file.close()
-            self._board.close()
+            for part in (self._file, self._board):
+                with self._whatever_the_disk_says():
+                    part.close()
+
+    @contextmanager
+    def _whatever_the_disk_says(self) -> Iterator[None]:
+        """Curves are no reason to lose a run: a disk that is full is told once, and training goes on."""
+        try:
+            yield
+        except OSError as error:
+            if not self._refused:
+                print(
+                    f"warning: {self._path.parent}: metrics cannot be written ({error}); training goes on", flush=True
+                )
+            self._refused = True
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        return json.loads(line)
+    except ValueError:  # cut off by a crash, or by a full disk
+        return {}
 
 
 def _step(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # a line cut off by a crash
-        return 1 << 62
+    step = _object(line).get("step")
+    return step if isinstance(step, int) else 1 << 62
 
 
 def _number(value: Any) -> Any:

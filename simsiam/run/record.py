@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from simsiam.run.folder import STATES
+from simsiam.settings.plain_yaml import plain_yaml
 
 CURVES = ("loss", "knn", "top1", "AP50", "AP", "AP75", "mask_AP", "std", "effective_rank", "lr", "pairs_per_second")
 """What is worth a curve; docs/metrics.md defines each."""
@@ -74,7 +75,7 @@ def read_run(path: Path) -> Record:
     text = _text(path / "config.yaml")
     summary = _object(_text(path / "summary.json"))
     try:
-        config = yaml.safe_load(text)
+        config = plain_yaml(text.encode())
     except yaml.YAMLError:
         config = None
     marks = [state for state in STATES if (path / state).exists()]

@@ -100,12 +100,15 @@ def _keys(kind: type, prefix: str = "") -> dict[str, Any]:
 
 
 def _words(argv: list[str], keys: dict[str, Any]) -> list[str]:
-    """The habits of other tools as jsonargparse's: kebab-case keys, bare switches, `--method NAME`."""
+    """The habits of other tools as jsonargparse's: kebab-case keys, bare switches, lists as A,B, `--method NAME`."""
     switches = {f"--{key}" for key, type_ in keys.items() if type_ is bool}
+    lists = {f"--{key}" for key, type_ in keys.items() if type_ == list[str]}
     words: list[str] = []
+    previous = ""
     for position, word in enumerate(argv):
         if not word.startswith("--"):
-            words.append(word)
+            words.append(f"[{word}]" if previous in lists and not word.startswith("[") else word)
+            previous = ""
             continue
         key, equals, value = word.partition("=")
         key = key.replace("-", "_").replace("__", "--", 1)
@@ -113,7 +116,10 @@ def _words(argv: list[str], keys: dict[str, Any]) -> list[str]:
         following = argv[position + 1] if position + 1 < len(argv) else "--"
         if key in switches and not equals and following.lower() not in ("true", "false"):
             equals, value = "=", "true"
+        if key in lists and equals and not value.startswith("["):
+            value = f"[{value}]"
         words.append(key + equals + value)
+        previous = "" if equals else key
     return words
 
 

@@ -124,8 +124,14 @@ class Checkpoint:
     """Epochs between checkpoints; 0 is never."""
     every_steps: int = 0
     """Steps between checkpoints; 0 is never."""
+    every_minutes: float = 0.0
+    """Minutes between checkpoints; 0 is never."""
     keep: int = 2
     """Newest complete checkpoints that stay on disk."""
+    keep_every_epochs: float = 0.0
+    """Epochs between checkpoints that stay for good, as checkpoints/epoch_0100; 0 is never."""
+    folder: str = ""
+    """Where checkpoints are: a folder or an fsspec URL (s3://, gs://). Default: checkpoints in the run folder."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,17 @@ class Job:
     where the device computes in it, else fp32."""
     resume: str = "auto"
     """auto goes on from the newest checkpoint of the run folder, never starts anew, PATH takes that one."""
+    allow_change: list[str] = field(default_factory=list)
+    """Settings that may differ from those that the run in the folder began with, such as optim.lr,epochs."""
+    max_wall_time: str = ""
+    """Save and end before this much time has passed, as Slurm writes it: minutes, HH:MM:SS or D-HH:MM:SS."""
+    hang_timeout: float = 30.0
+    """Seconds without a step after which a run hangs (and at least five of its slowest steps): it tells which rank is
+    missing, writes all stacks and ends, for torchrun to start it again; 0 is never."""
+    world_size: int = 0
+    """Ranks that must be there; 0 takes any number. A node that is lost at the start is noticed by this alone."""
+    skip_preflight: bool = False
+    """Begin without comparing the ranks (code, settings, data, clocks, room on the disk)."""
     log_every: int = 50
     """Steps between lines in metrics.jsonl."""
     hide_progress: bool = False

@@ -1,22 +1,61 @@
 """Notices the first step whose loss or gradient is not finite, without waiting for the device at every step."""
 
+from typing import Any, NamedTuple
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from simsiam.distributed.collectives import gather_equal
 
 _NEVER = 1 << 62
 
 
+class Bad(NamedTuple):
+    """The first step that was not finite, and the ranks where that began."""
+
+    step: int
+    ranks: list[int]
+
+
 class FiniteGuard:
-    """Collects each step's flag on the device; reading it is the only wait."""
+    """Collects each step's flags on the device; reading them is the only wait."""
 
     def __init__(self, device: torch.device) -> None:
-        self._first = torch.tensor(_NEVER, device=device)
+        # The first bad step of all ranks as this one sees it, and the first that was bad on this rank by itself.
+        self._first = torch.full((2,), _NEVER, device=device)
 
-    def watch(self, step: int, finite: Tensor) -> None:
-        """Notes the flag (bool scalar) of step number `step`."""
-        self._first = torch.where(finite, self._first, self._first.clamp_max(step))
+    def watch(self, step: int, finite: Tensor, own_finite: Tensor) -> None:
+        """Notes the flags (bool scalars) of step number `step`."""
+        flags = torch.stack([finite, own_finite])
+        self._first = torch.where(flags, self._first, self._first.clamp_max(step))
 
-    def first_bad(self) -> int | None:
-        """The first step that was not finite; None while there is none. Waits for the device."""
-        first = int(self._first)
-        return None if first == _NEVER else first
+    def first_bad(self) -> Bad | None:
+        """The first step that was not finite on any rank; None while there is none. Every rank must call it."""
+        of_ranks = gather_equal(self._first).view(-1, 2).tolist()
+        first = min(min(both) for both in of_ranks)
+        if first == _NEVER:
+            return None
+        return Bad(first, [rank for rank, (_, own) in enumerate(of_ranks) if own == first])
+
+
+class OwnGradients:
+    """A communication hook of DDP: averages gradients as without it, and looks at this rank's own before.
+
+    Afterwards every rank has the same, and nobody could tell where the first NaN came from.
+    """
+
+    def __init__(self, model: DistributedDataParallel, device: torch.device) -> None:
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
+        """Whether all gradients were finite since this was last reset."""
+        model.register_comm_hook(None, self._average)
+
+    def reset(self) -> None:
+        """Forgets what was seen: a step begins."""
+        self.finite.fill_(True)
+
+    def _average(self, group: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        self.finite.logical_and_(bucket.buffer().isfinite().all())
+        return allreduce_hook(group, bucket)

@@ -7,11 +7,12 @@ from torch import Tensor
 from simsiam.checkpoint.manager import Checkpoints
 from simsiam.data.image_set import ImageSet
 from simsiam.data.loaders import Crops, Loader
+from simsiam.distributed.runtime import Runtime
 from simsiam.run.journal import Journal
 from simsiam.settings.derive import Numbers
 from simsiam.settings.tree import Classify
 from simsiam.training.clock import Clock, due
-from simsiam.training.finite import FiniteGuard
+from simsiam.training.keeper import Keeper
 from simsiam.training.state import TrainState
 from simsiam.training.step import train_step
 
@@ -27,6 +28,7 @@ def fit(
     checkpoints: Checkpoints,
     settings: Classify,
     numbers: Numbers,
+    runtime: Runtime,
 ) -> None:
     """Trains from `state.step` to `numbers.stop_step`. Every rank must call it.
 
@@ -38,25 +40,18 @@ def fit(
     Raises:
         TrainingStopped: the loss or a gradient was not finite.
     """
-    device = state.precision.device
-    clock, guard, spe = Clock(numbers.global_batch), FiniteGuard(device), numbers.steps_per_epoch
+    clock = Clock(numbers.global_batch)
     if state.step == numbers.stop_step:
         validate()  # an earlier run was cut off between its last save and its last answer
-    for micro_batches in clock.timed(loader.steps(state.step, numbers.stop_step)):
-        result = train_step(state, map(inputs, micro_batches))
-        guard.watch(state.step, result.finite)
-        journal.stepped(micro_batches, images)
-        step, last = state.step, state.step == numbers.stop_step
-
-        logs, validates = (last or due(step, every) for every in (settings.log_every, settings.val_every * spe))
-        saves = last or due(step, settings.checkpoint.every_steps) or due(step, settings.checkpoint.every_epochs * spe)
-        if logs or validates or saves:
-            journal.stop_unless_finite(guard, checkpoints.newest)
-        if logs:
-            journal.log(state, result, clock, {})
-        if validates:
-            validate()
-            clock.restart()
-        if saves:
-            checkpoints.save(state)
-            clock.restart()
+    with Keeper(settings, numbers, runtime, state, checkpoints, journal, clock) as keeper:
+        for micro_batches in clock.timed(loader.steps(state.step, numbers.stop_step)):
+            result = train_step(state, map(inputs, micro_batches))
+            now = keeper.stepped(result)
+            journal.stepped(micro_batches, images)
+            if now.logs:
+                journal.log(state, result, clock, {})
+            if now.saves:
+                keeper.save()
+            if now.last or due(state.step, settings.val_every * numbers.steps_per_epoch):
+                with keeper.apart("validation"):
+                    validate()

@@ -1,12 +1,14 @@
 """Everything a run is made of besides its settings. What is here is saved; nothing else needs to be."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from simsiam.optim.schedule import RateOverTime
+from simsiam.training.finite import OwnGradients
 from simsiam.training.module import Trainable
 from simsiam.training.precision import Precision
 
@@ -21,6 +23,7 @@ class TrainState:
         schedules: the learning rate of each of the optimiser's groups, in order.
         steps_per_epoch, total_steps: of the schedule.
         step: optimiser steps done, and so the number of the next one.
+        own_gradients: looks at this rank's gradients before they are averaged, where there are ranks.
     """
 
     module: Trainable
@@ -32,6 +35,11 @@ class TrainState:
     total_steps: int
     accumulate: int = 1
     step: int = 0
+    own_gradients: OwnGradients | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, DistributedDataParallel):
+            self.own_gradients = OwnGradients(self.model, self.precision.device)
 
     def tensors(self) -> dict[str, Tensor]:
         """Name -> tensor of all that a checkpoint holds; loading fills these in place, then calls `restore`.

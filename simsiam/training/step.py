@@ -16,18 +16,23 @@ from simsiam.training.state import TrainState
 
 
 class StepResult(NamedTuple):
-    """Detached, on the device. `output` is the last micro-batch's, whatever the module returned, `loss` the mean."""
+    """Detached, on the device. `output` is the last micro-batch's, whatever the module returned, `loss` the mean.
+
+    `finite` is that of loss and gradients over all ranks (of fp16 the loss alone), `own_finite` of this rank's alone.
+    """
 
     loss: Tensor
     grad_norm: Tensor
     finite: Tensor
+    own_finite: Tensor
     output: tuple
 
 
 def train_step(state: TrainState, micro_batches: Iterable[tuple[Tensor, ...]]) -> StepResult:
     """One optimiser step over `state.accumulate` micro-batches of inputs to the model; the model returns `.loss`.
 
-    Where the loss or a gradient is not finite no parameter moves; fp16 overflow alone is part of scaling.
+    Where the loss or a gradient is not finite on any rank no parameter moves on any; fp16 overflow alone is part of
+    scaling.
     """
     for group, schedule in zip(state.optimizer.param_groups, state.schedules, strict=True):
         group["lr"] = schedule.at(state.step)
@@ -35,25 +40,33 @@ def train_step(state: TrainState, micro_batches: Iterable[tuple[Tensor, ...]]) -
     at = Moment(state.step, state.steps_per_epoch, state.total_steps)
     state.module.before_step(at)
     scaler, losses = state.precision.scaler, []
+    if state.own_gradients is not None:
+        state.own_gradients.reset()
     for number, inputs in enumerate(micro_batches, start=1):
         # Gradients cross the ranks once a step, with the last micro-batch.
         waits = number < state.accumulate and isinstance(state.model, DistributedDataParallel)
         with state.model.no_sync() if waits else nullcontext():
             with state.precision.autocast():
                 output = state.model(*inputs)
-            scaler.scale(output.loss / state.accumulate).backward()
-        losses.append(output.loss.detach())
+            loss = output.loss.detach()
+            # Gradients of a loss that is not finite might be: all ranks must see by them that one rank is lost.
+            spoiled = torch.where(loss.isfinite(), 1.0, torch.nan)
+            scaler.scale(output.loss * spoiled / state.accumulate).backward()
+        losses.append(loss)
     _hold_still(state, at)
     scaler.unscale_(state.optimizer)
     gradients = [p.grad for g in state.optimizer.param_groups for p in g["params"] if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm(gradients)
     loss = torch.stack(losses).mean()
+    finite = own_finite = loss.isfinite()
     # Under fp16 a gradient that overflows is the scaler's business: it skips the step and lowers the scale.
-    finite = loss.isfinite() if scaler.is_enabled() else loss.isfinite() & grad_norm.isfinite()
+    if not scaler.is_enabled():
+        finite = finite & grad_norm.isfinite()
+        own_finite = finite if state.own_gradients is None else own_finite & state.own_gradients.finite
     _update(state, finite)
     state.module.after_step(at)
     state.step += 1
-    return StepResult(loss, grad_norm, finite, output)
+    return StepResult(loss, grad_norm, finite, own_finite, output)
 
 
 def _hold_still(state: TrainState, at: Moment) -> None:

@@ -9,11 +9,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from simsiam.checkpoint.manager import Checkpoints
+from simsiam.checkpoint.manifest import damage
 from simsiam.distributed.runtime import Runtime
-from simsiam.errors import UserError
+from simsiam.errors import TrainingStopped, UserError
 from simsiam.methods.simsiam import SimSiam
 from simsiam.settings.derive import derive
-from simsiam.settings.tree import Optim, Pretrain
+from simsiam.settings.tree import Checkpoint, Optim, Pretrain
 from simsiam.training.build import build_state
 from simsiam.training.state import TrainState
 from simsiam.training.step import train_step
@@ -55,13 +56,21 @@ def different(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
 
 
 def checkpoints(folder: Path, keep: int = 2) -> Checkpoints:
-    return Checkpoints(folder, keep, runtime())
+    return Checkpoints(folder, Checkpoint(keep=keep), runtime())
+
+
+def save(state: TrainState, folder: Path, keep: int = 2) -> Path:
+    """Saves to the end."""
+    manager = checkpoints(folder, keep)
+    path = manager.save(state)
+    manager.close()
+    return path
 
 
 def save_at(folder: Path, *steps: int, keep: int = 2) -> None:
     state = build()
     for state.step in steps:
-        checkpoints(folder, keep).save(state)
+        save(state, folder, keep)
 
 
 def names(folder: Path) -> list[str]:
@@ -71,7 +80,7 @@ def names(folder: Path) -> list[str]:
 @pytest.mark.parametrize("name", ["sgd", "lars"])
 def test_a_loaded_state_goes_on_to_the_bit(tmp_path: Path, name: str) -> None:
     state = train(build(name=name), 3)
-    path = checkpoints(tmp_path).save(state)
+    path = save(state, tmp_path)
     straight = tensors(train(state, 4))
     loaded = build(seed=1, name=name)
     checkpoints(tmp_path).load(path, loaded)
@@ -82,7 +91,7 @@ def test_a_loaded_state_goes_on_to_the_bit(tmp_path: Path, name: str) -> None:
 def test_a_state_that_lost_its_momentum_goes_on_differently(tmp_path: Path) -> None:
     # The control of the test above: it would notice.
     state = train(build(), 3)
-    path = checkpoints(tmp_path).save(state)
+    path = save(state, tmp_path)
     straight = tensors(train(state, 4))
     loaded = build()
     checkpoints(tmp_path).load(path, loaded)
@@ -108,7 +117,7 @@ def test_everything_that_moves_is_in_the_checkpoint(tmp_path: Path) -> None:
 def test_the_loss_scale_of_fp16_comes_back(tmp_path: Path) -> None:
     state = build(precision="fp16")
     state.precision.scaler.load_state_dict({**state.precision.scaler.state_dict(), "scale": 512.0})
-    path = checkpoints(tmp_path).save(state)
+    path = save(state, tmp_path)
     loaded = build(precision="fp16")
     checkpoints(tmp_path).load(path, loaded)
     assert loaded.precision.scaler.get_scale() == 512.0
@@ -116,7 +125,7 @@ def test_the_loss_scale_of_fp16_comes_back(tmp_path: Path) -> None:
 
 def saved_on_ranks(folder: Path) -> dict[str, Tensor]:
     state = train(build(), 2)
-    checkpoints(folder).save(state)
+    save(state, folder)
     return tensors(state)
 
 
@@ -138,11 +147,11 @@ def test_a_checkpoint_moves_between_numbers_of_ranks(tmp_path: Path) -> None:
 def test_the_newest_complete_checkpoint_is_found_whatever_lies_beside_it(tmp_path: Path) -> None:
     assert checkpoints(tmp_path).find("auto") is None
     save_at(tmp_path, 3, 12)
-    (tmp_path / "step_00000020").mkdir()  # a copy that was cut off: no .metadata
+    (tmp_path / "step_00000020").mkdir()  # a copy that was cut off: no manifest
     (tmp_path / "step_00000020/__0_0.distcp").write_bytes(b"half")
     for unfinished in (".step_00000030.tmp", "step_40", "step_00000050.old"):
         (tmp_path / unfinished).mkdir()
-        (tmp_path / unfinished / ".metadata").touch()
+        (tmp_path / unfinished / "manifest.json").touch()
     assert checkpoints(tmp_path).find("auto") == checkpoints(tmp_path).newest() == tmp_path / "step_00000012"
 
 
@@ -153,7 +162,7 @@ def test_an_interrupted_save_is_replaced_by_the_next(tmp_path: Path) -> None:
     (tmp_path / "step_00000004/__0_0.distcp").write_bytes(b"half")
     save_at(tmp_path, 4)
     assert names(tmp_path) == ["latest", "step_00000004"]
-    assert names(tmp_path / "step_00000004") == [".metadata", "__0_0.distcp"]
+    assert names(tmp_path / "step_00000004") == [".metadata", "__0_0.distcp", "manifest.json"]
 
 
 @pytest.mark.parametrize(("keep", "stay"), [(2, [8, 11]), (1, [11]), (0, [11]), (9, [2, 5, 8, 11])])
@@ -181,18 +190,18 @@ def test_resume_takes_a_run_folder_or_a_checkpoint(tmp_path: Path) -> None:
     assert checkpoints(tmp_path / "run/checkpoints").find("never") is None
 
 
-@pytest.mark.parametrize("given", ["", "run", "file", "nowhere"])
+@pytest.mark.parametrize("given", ["", "run", "file", "nowhere", "run/checkpoints/step_00000003"])
 def test_resume_of_anything_else_is_refused(tmp_path: Path, given: str) -> None:
     (tmp_path / "run/checkpoints/step_00000003").mkdir(parents=True)  # incomplete
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="is no checkpoint") as error:
+    with pytest.raises(UserError, match="is no checkpoint|has no manifest") as error:
         checkpoints(tmp_path).find(str(tmp_path / given))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("other", [{"dim": 16}, {"momentum": 0.0}], ids=["another width", "no momentum"])
 def test_a_checkpoint_of_other_settings_is_refused_and_changes_nothing(tmp_path: Path, other: dict) -> None:
-    path = checkpoints(tmp_path).save(train(build(), 1))
+    path = save(train(build(), 1), tmp_path)
     state = build(seed=1, **other)
     before = tensors(state)
     with pytest.raises(UserError, match="use the settings it was made with") as error:
@@ -204,7 +213,7 @@ def test_a_checkpoint_of_other_settings_is_refused_and_changes_nothing(tmp_path:
 
 def test_momentum_belongs_to_a_parameter_by_name_not_by_group(tmp_path: Path) -> None:
     state = train(build(), 2)
-    path = checkpoints(tmp_path).save(state)
+    path = save(state, tmp_path)
     regrouped = build(seed=1, exclude_1d=True)
     checkpoints(tmp_path).load(path, regrouped)
     assert different(tensors(state), tensors(regrouped)) == []
@@ -213,38 +222,49 @@ def test_momentum_belongs_to_a_parameter_by_name_not_by_group(tmp_path: Path) ->
 @pytest.mark.parametrize("file", [".metadata", "__0_0.distcp"])
 @pytest.mark.parametrize("left", [0, 40])
 def test_a_damaged_checkpoint_is_refused_in_a_sentence(tmp_path: Path, file: str, left: int) -> None:
-    path = checkpoints(tmp_path).save(build())
+    path = save(build(), tmp_path)
     (path / file).write_bytes((path / file).read_bytes()[:left])
-    with pytest.raises(UserError, match="does not load") as error:
+    with pytest.raises(UserError, match="does not load|cannot be used") as error:
         checkpoints(tmp_path).load(path, build())
     assert "\n" not in str(error.value)
 
 
-def save_on_a_full_disk(folder: Path) -> str:
-    save_at(folder, 1)
-    state = build()
+def save_on_a_full_disk(folder: Path) -> tuple[str, list[str]]:
+    state, manager = build(), checkpoints(folder)
+    state.step = 1
+    manager.save(state)
+    manager.wait()
     state.step = 2
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # stands in for the disk: no file may pass 2 kB
+    room = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, room[1]))  # stands in for the disk: no file may pass 2 kB
+    manager.save(state)
     try:
-        checkpoints(folder).save(state)
+        manager.wait()
     except BaseException as error:  # dcp's own exception is no Exception
-        return type(error).__name__
-    return "nothing"
+        answer = type(error).__name__, names(folder)
+    else:
+        answer = "nothing", []
+    dist.barrier()
+    resource.setrlimit(resource.RLIMIT_FSIZE, room)
+    state.step = 3
+    manager.save(state)
+    manager.close()
+    return answer
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_disk_that_fills_up_costs_no_earlier_checkpoint(tmp_path: Path, ranks: int) -> None:
-    answers = run_ranks(ranks, save_on_a_full_disk, tmp_path)
-    assert checkpoints(tmp_path).find("auto") == tmp_path / "step_00000001"
-    assert (tmp_path / "latest").read_text() == "step_00000001\n"
-    checkpoints(tmp_path).load(tmp_path / "step_00000001", build(seed=1))
-    assert answers == ["UserError"] * ranks
+    after_failure = ["latest", "step_00000001"]
+    assert run_ranks(ranks, save_on_a_full_disk, tmp_path) == [("UserError", after_failure)] * ranks
+    assert checkpoints(tmp_path).find("auto") == tmp_path / "step_00000003"
+    assert names(tmp_path) == ["latest", "step_00000001", "step_00000003"]
+    assert damage(tmp_path / "step_00000001") is None
 
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").touch()
     with pytest.raises(UserError, match="cannot be written"):
-        checkpoints(tmp_path / "checkpoints").save(build())
+        save(build(), tmp_path / "checkpoints")
 
 
 def test_a_branch_that_was_left_does_not_come_back(tmp_path: Path) -> None:
@@ -252,7 +272,80 @@ def test_a_branch_that_was_left_does_not_come_back(tmp_path: Path) -> None:
     state = build()
     checkpoints(tmp_path).load(tmp_path / "step_00000006", state)
     state.step = 7
-    checkpoints(tmp_path).save(state)
+    save(state, tmp_path)
     assert checkpoints(tmp_path).find("auto") == tmp_path / "step_00000007"
     assert "step_00000008" not in names(tmp_path)
     assert "step_00000006" in names(tmp_path)
+
+
+def test_training_goes_on_while_a_save_is_written_and_the_save_is_of_before(tmp_path: Path) -> None:
+    state, manager = train(build(), 2), checkpoints(tmp_path)
+    then = tensors(state)
+    path = manager.save(state)
+    train(state, 3)
+    manager.close()
+    loaded = build(seed=1)
+    manager.load(path, loaded)
+    assert different(then, tensors(loaded)) == []
+
+
+def test_epochs_that_are_kept_stay_and_take_no_room(tmp_path: Path) -> None:
+    state, manager = build(), Checkpoints(tmp_path, Checkpoint(keep=1, keep_every_epochs=1), runtime())
+    for state.step in (5, 10, 15, 20):
+        manager.save(state)
+        manager.wait()
+    assert names(tmp_path) == ["epoch_0001", "epoch_0002", "latest", "step_00000020"]
+    assert damage(tmp_path / "epoch_0001") is None
+    shard = "__0_0.distcp"
+    assert (tmp_path / "epoch_0002" / shard).samefile(tmp_path / "step_00000020" / shard)
+    assert manager.find(str(tmp_path / "epoch_0001")) == tmp_path / "epoch_0001"
+    (tmp_path / "step_00000020" / shard).unlink()  # a second name: the kept one is whole
+    assert manager.find("auto") == tmp_path / "epoch_0002"
+
+
+def diverge(folder: Path) -> str:
+    state, manager = train(build(), 1), checkpoints(folder)
+    if dist.get_rank() == 1:
+        weight = state.module.encoder[0].weight
+        weight.data.view(torch.int32)[1, 2, 0, 1] ^= 1  # one bit
+    manager.save(state)
+    try:
+        manager.wait()
+    except TrainingStopped as stopped:
+        return str(stopped)
+    return ""
+
+
+def test_ranks_that_differ_in_a_bit_save_nothing_and_the_tensor_and_the_rank_are_named(tmp_path: Path) -> None:
+    for said in run_ranks(3, diverge, tmp_path):
+        assert "model.encoder.0.weight on rank 1;" in said
+    assert checkpoints(tmp_path).find("auto") is None
+
+
+def test_replicated_tensors_are_written_once_and_the_ranks_share_the_work(tmp_path: Path) -> None:
+    saved = run_ranks(2, saved_on_ranks, tmp_path)[0]
+    sizes = [path.stat().st_size for path in (tmp_path / "step_00000002").glob("*.distcp")]
+    whole = sum(tensor.nbytes for tensor in saved.values())
+    assert len(sizes) == 2
+    assert max(sizes) < 0.75 * sum(sizes)
+    assert sum(sizes) < 2 * whole + len(saved) * 2000  # torch.save heads each tensor
+
+
+def test_checkpoints_at_a_url_come_back_from_it(tmp_path: Path) -> None:
+    settings = Checkpoint(keep=2, folder=f"file://{tmp_path}/store")
+    state, manager = build(), Checkpoints(tmp_path / "here", settings, runtime())
+    for state.step in (2, 5, 7):
+        train(state, 1)
+        manager.save(state)
+        manager.wait()
+    straight = tensors(state)
+    assert names(tmp_path / "store") == ["latest", "step_00000006", "step_00000008"]
+    # Another machine, and the newest there is damaged on the way.
+    (tmp_path / "store/step_00000008/__0_0.distcp").write_bytes(b"half")
+    elsewhere = Checkpoints(tmp_path / "there", settings, runtime())
+    assert elsewhere.find("auto") == tmp_path / "there/step_00000006"
+    again = build(seed=1)
+    elsewhere.load(elsewhere.find("auto"), again)
+    assert again.step == 6
+    again.step = 7
+    assert different(straight, tensors(train(again, 1))) == []

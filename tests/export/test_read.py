@@ -262,8 +262,8 @@ def test_missing_file_and_file_without_tensors(tmp_path):
 
 
 def save_checkpoint(run, step, encoder):
-    state = {"model": under("encoder.", encoder) | under("predictor.", predictor(4, 2)), "step": step}
-    state["optimizer"] = torch.optim.SGD(encoder.parameters(), 0.1).state_dict()
+    state = {"model": under("encoder.", encoder) | under("predictor.", predictor(4, 2)), "step": torch.tensor(step)}
+    state["optimizer"] = {"0.momentum_buffer": torch.zeros(4)}
     with warnings.catch_warnings(action="ignore"):  # torch warns of a lone process
         dcp.save(state, checkpoint_id=run / "checkpoints" / f"step_{step:08d}", no_dist=True)
 

@@ -15,7 +15,7 @@ from simsiam.training.finite import FiniteGuard
 from simsiam.training.health import effective_rank, spread
 from simsiam.training.module import Moment, Trainable
 from simsiam.training.state import TrainState
-from simsiam.training.step import train_step
+from simsiam.training.step import StepResult, train_step
 
 
 class Loss(NamedTuple):
@@ -45,24 +45,28 @@ def snapshot(state: TrainState) -> dict[str, Tensor]:
     return {key: tensor.clone() for key, tensor in state.tensors().items() if key.startswith(("model", "optimizer"))}
 
 
+def watch(guard: FiniteGuard, step: int, result: StepResult) -> None:
+    guard.watch(step, result.finite, result.own_finite)
+
+
 @pytest.mark.parametrize("name", ["sgd", "lars"])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_nothing_moves_on_a_loss_that_is_not_finite(name: str, poison: float) -> None:
     state, guard, x = build(name=name), FiniteGuard(torch.device("cpu")), torch.randn(8, 3)
     for _ in range(2):
-        guard.watch(state.step, train_step(state, [(x,)]).finite)
+        watch(guard, state.step, train_step(state, [(x,)]))
     before = snapshot(state)
     x[3, 1] = poison
-    guard.watch(7, train_step(state, [(x,)]).finite)
-    guard.watch(8, train_step(state, [(x,)]).finite)
+    watch(guard, 7, train_step(state, [(x,)]))
+    watch(guard, 8, train_step(state, [(x,)]))
     assert all(torch.equal(before[key], tensor) for key, tensor in snapshot(state).items())
-    assert guard.first_bad() == 7
+    assert guard.first_bad() == (7, [0])
 
 
 def test_a_finite_step_moves_parameters_and_is_not_reported() -> None:
     state, guard = build(), FiniteGuard(torch.device("cpu"))
     before = snapshot(state)
-    guard.watch(1, train_step(state, [(torch.randn(8, 3),)]).finite)
+    watch(guard, 1, train_step(state, [(torch.randn(8, 3),)]))
     assert not any(torch.equal(before[key], tensor) for key, tensor in snapshot(state).items())
     assert guard.first_bad() is None
 
@@ -169,7 +173,7 @@ def test_an_fp16_overflow_skips_a_step_and_is_not_a_bad_loss() -> None:
     state = build_state(Line(), settings, derive(settings, 1, 80), Runtime(0, 1, 0, torch.device("cpu")))
     state.precision.scaler._init_scale = 2.0**100  # no gradient survives this scale
     before, guard = snapshot(state), FiniteGuard(torch.device("cpu"))
-    guard.watch(1, train_step(state, [(torch.randn(8, 3),)]).finite)
+    watch(guard, 1, train_step(state, [(torch.randn(8, 3),)]))
     assert all(torch.equal(before[key], tensor) for key, tensor in snapshot(state).items())
     assert guard.first_bad() is None
     assert state.precision.scaler.get_scale() == 2.0**99

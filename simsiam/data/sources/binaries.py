@@ -4,14 +4,16 @@ torchvision downloads and verifies; the files are read here, because its classes
 3 GB), and so that a subset in the same format works too.
 """
 
-import pickle
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from simsiam.data.sources.arrays import ArrayImages
+from simsiam.data.sources.downloads import unpacking_inside
 from simsiam.errors import UserError
+from simsiam.pickled_arrays import PickledArray, load_arrays
 
 _STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 
@@ -71,8 +73,9 @@ def _present(dataset: str, root: Path, folder: str, files: list[str], download: 
         import torchvision.datasets
 
         try:
-            getattr(torchvision.datasets, dataset)(root, download=True)
-        except (OSError, RuntimeError) as error:  # URLError is an OSError
+            with unpacking_inside():
+                getattr(torchvision.datasets, dataset)(root, download=True)
+        except (OSError, RuntimeError, tarfile.TarError) as error:  # URLError is an OSError
             raise UserError(
                 f"The download of {dataset} to {root} failed ({error}); try again or copy it there."
             ) from error
@@ -97,23 +100,11 @@ def _cifar(folder: Path, batches: list[str], label_key: str, meta: str, names_ke
     return ArrayImages(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels, classes, prefix)
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Loads numpy arrays, numbers, strings and containers; a pickle that names anything else runs nothing."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        # Python 2 wrote numpy.core, which numpy 2 renamed numpy._core.
-        if (module.replace("numpy.core", "numpy._core"), name) == ("numpy._core.multiarray", "_reconstruct"):
-            return np.empty(0).__reduce__()[0]
-        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
-
-
 def _unpickle(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            content = _ArraysOnly(file, encoding="latin1").load()
-        return {key: content[key] for key in keys}
+        content = load_arrays(path.read_bytes())
+        found = (content[key] for key in keys)
+        return dict(zip(keys, (value.array() if isinstance(value, PickledArray) else value for value in found)))
     except Exception as error:  # a damaged pickle raises nearly anything
         raise _damaged(path, str(error) or type(error).__name__) from error
 

@@ -12,7 +12,7 @@ import numpy as np
 from simsiam.data.encoded import EncodedImages
 from simsiam.data.image_set import BadImage
 from simsiam.data.index import Index, Strings
-from simsiam.data.storage import patiently, reason
+from simsiam.data.storage import patiently, read_whole, reason
 from simsiam.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
@@ -52,7 +52,7 @@ class FolderImages(EncodedImages):
     def _stored(self, sample: int) -> bytes:
         path = self.root / self.name(sample)
         try:
-            return patiently(path.read_bytes)
+            return patiently(lambda: read_whole(path))
         except OSError as error:
             raise BadImage(reason(error)) from error
 

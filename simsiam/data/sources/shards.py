@@ -1,6 +1,7 @@
 """Images in uncompressed tar files, read at their offsets: a folder of shards on disk or behind a URL."""
 
 import io
+import zipfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from simsiam.data.encoded import EncodedImages
 from simsiam.data.image_set import BadImage
 from simsiam.data.index import Index, read_index
-from simsiam.data.storage import open_storage, patiently, reason
+from simsiam.data.storage import MOST_IMAGE_BYTES, is_inside, open_storage, patiently, reason
 from simsiam.errors import UserError
 
 INDEX = "index.npz"
@@ -80,11 +81,42 @@ def read_shard_index(root: str) -> tuple[Index, dict[str, np.ndarray]]:
     except OSError as error:
         raise UserError(f"{root}/{INDEX} cannot be read ({reason(error)}); check the place and your access.") from error
     try:
+        _refuse_compressed(data)
         index, more = read_index(io.BytesIO(data))
-        if index.shards is None:
-            raise ValueError("it is no index of shards")
+        _check(index)
     except Exception as error:  # zipfile and numpy raise nearly anything on damaged data
         raise UserError(
             f"{root}/{INDEX} cannot be understood ({error}); remove it and pack the images again with `simsiam shards`."
         ) from error
     return index, more
+
+
+def _refuse_compressed(data: bytes) -> None:
+    """Numpy writes an index as it is; a compressed one could unfold to any size."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if sum(member.file_size for member in archive.infolist()) > len(data):
+            raise ValueError("it is compressed")
+
+
+def _check(index: Index) -> None:
+    """That it names files beside itself, and bytes that there may be. Raises ValueError."""
+    count, columns = len(index.names), (index.shards, index.offsets, index.byte_lengths)
+    if any(column is None or column.shape != (count,) or column.dtype.kind != "i" for column in columns):
+        raise ValueError("it is no index of shards")
+    if index.labels.shape != (count,) or index.labels.dtype.kind != "i":
+        raise ValueError("it has not one label for each image")
+    ends = index.names.ends
+    if ends[0] != 0 or (np.diff(ends) < 0).any() or ends[-1] != len(index.names.blob):
+        raise ValueError("it has not one name for each image")
+    for name in index.shard_names:
+        if not isinstance(name, str) or "/" in name or not is_inside(name):
+            raise ValueError(f"it names {str(name)[:100]!r}, which is no file beside it")
+    limits = (
+        (index.shards, 0, len(index.shard_names) - 1),
+        (index.offsets, 0, 1 << 62),
+        (index.byte_lengths, 0, MOST_IMAGE_BYTES),
+        (index.labels, -1, len(index.classes) - 1),
+    )
+    for column, least, most in limits:
+        if count and not least <= int(column.min()) <= int(column.max()) <= most:
+            raise ValueError("it has numbers out of their range")

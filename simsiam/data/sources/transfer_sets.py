@@ -1,6 +1,7 @@
 """The sets that classification transfer is measured on, as torchvision's classes of their names find them on disk."""
 
 import os
+import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,9 @@ import numpy as np
 import torchvision.datasets as published
 
 from simsiam.data.index import Index, Strings
+from simsiam.data.sources.downloads import unpacking_inside
 from simsiam.data.sources.folder import FolderImages
+from simsiam.data.storage import is_inside
 from simsiam.errors import UserError
 
 
@@ -52,20 +55,29 @@ def transfer_set(
     known = dict.fromkeys(classes or ())
     for part in told.splits["val" if split == "val" else "train"]:
         try:
-            found = told.read(str(root), split=part, download=download)
-        except (RuntimeError, OSError, ValueError) as error:
+            with unpacking_inside():
+                found = told.read(str(root), split=part, download=download)
+        except (RuntimeError, OSError, ValueError, tarfile.TarError) as error:
             raise UserError(
                 f"--data {name}:{root} has no {part} split of {name} ({str(error).splitlines()[0]}); "
                 f"put {told.folder} there as torchvision expects it, or add --download"
             ) from None
         paths, numbers = _listed(found)
-        files += [os.path.relpath(path, root) for path in paths]
+        files += [_inside(path, root) for path in paths]
         # By name, for some of torchvision's classes number only what a part holds.
         named += [found.classes[number] for number in numbers]
         known.update(dict.fromkeys(found.classes))
     number_of = {name: number for number, name in enumerate(known)}
     labels = np.array([number_of[name] for name in named], np.int64)
     return FolderImages(root, index=Index(names=Strings.of(files), labels=labels, classes=tuple(known)))
+
+
+def _inside(path: os.PathLike | str, root: Path) -> str:
+    """A listed file from the root."""
+    name = os.path.relpath(path, root)
+    if not is_inside(name):
+        raise UserError(f"A list of {root} names {name!r}, which is not below it; unpack the set again")
+    return name
 
 
 def _listed(found: published.VisionDataset) -> tuple[list[os.PathLike | str], list[int]]:

@@ -1,0 +1,55 @@
+"""Checkpoints in an object store: the files of a finished local folder, its manifest last."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import fsspec
+
+from simsiam.checkpoint.manifest import NAME
+from simsiam.errors import UserError
+
+
+class Remote:
+    """A place of checkpoints at an fsspec URL, such as s3://bucket/run."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        try:
+            self._files, self._root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"--checkpoint.folder {url} cannot be opened ({error}); install what it names") from None
+
+    def names(self) -> list[str]:
+        """Names of the checkpoints that were begun there, complete or not, in order."""
+        self._files.invalidate_cache()
+        if not self._files.isdir(self._root):
+            return []
+        return sorted(Path(path).name for path in self._files.ls(self._root, detail=False))
+
+    def upload(self, folder: Path, name: str, files: Iterable[str]) -> None:
+        """Puts files of a local folder into checkpoint `name`."""
+        self._files.makedirs(f"{self._root}/{name}", exist_ok=True)
+        for file in files:
+            self._files.put_file(str(folder / file), f"{self._root}/{name}/{file}")
+
+    def download(self, name: str, folder: Path) -> None:
+        """Makes `folder` a copy of checkpoint `name`, in one move."""
+        temporary = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for path in self._files.ls(f"{self._root}/{name}", detail=False):
+            self._files.get_file(path, str(temporary / Path(path).name))
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+
+    def remove(self, name: str) -> None:
+        """Deletes a checkpoint, its manifest first: what is left of it by a crash is not taken for a whole one."""
+        manifest = f"{self._root}/{name}/{NAME}"
+        if self._files.exists(manifest):
+            self._files.rm_file(manifest)
+        self._files.rm(f"{self._root}/{name}", recursive=True)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Replaces a small file beside the checkpoints."""
+        self._files.pipe_file(f"{self._root}/{name}", text.encode())

@@ -1,0 +1,140 @@
+"""Runs that are killed, stopped and damaged: ranks forked from the test, so that a start takes a second and not ten."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+
+from tests.faults import drive
+
+RUN = (
+    "--recipe", "quickstart", "--data", "digits", "--encoder", "resnet8", "--precision", "fp32", "--batch-size", 16,
+    "--views.size", 8, "--views.resize", 8, "--method.dim", 16, "--method.projector_hidden", 16,
+    "--method.predictor_hidden", 8, "--log-every", 1, "--knn-every", 0, "--hide-progress", "--workers", 0,
+    "--checkpoint.every_epochs", 0, "--checkpoint.every_steps", 5, "--max-steps", 60, "--skip-preflight",
+)  # fmt: skip
+"""Settings of a run whose steps take some 30 ms on a rank."""
+
+Fault = dict[str, Any]
+
+
+def a_fault(folder: Path, kind: str, point: str, step: int, *ranks: int) -> Fault:
+    """A fault of tests/faults/drive.py that strikes once in the runs of `folder`."""
+    return {"kind": kind, "point": point, "step": step, "rank": list(ranks), "once": str(folder / f"struck-{kind}")}
+
+
+def start(ranks: int, out: Path, *arguments: object, fault: Fault | None = None, **env: str) -> list[BaseProcess]:
+    """pretrain.py on so many gloo ranks, which write what they say to OUT.log."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", **env}
+    places |= {"MASTER_PORT": str(port), "FAULT": json.dumps(fault)}
+    argv = ["pretrain.py", *map(str, (*RUN, *arguments)), "--out", str(out)]
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_rank, args=(rank, places, argv, f"{out}.log")) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def wait(processes: Sequence[BaseProcess], seconds: float = 120) -> list[int]:
+    """The exit codes of all, killed where they do not end in time: minus the signal, as Python has it."""
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    kill(processes)
+    assert None not in codes, f"ranks {[r for r, code in enumerate(codes) if code is None]} did not end: {codes}"
+    return codes
+
+
+def run(ranks: int, out: Path, *arguments: object, fault: Fault | None = None, **env: str) -> list[int]:
+    """The exit codes of a run to its end."""
+    return wait(start(ranks, out, *arguments, fault=fault, **env))
+
+
+def kill(processes: Sequence[BaseProcess], number: signal.Signals = signal.SIGKILL) -> None:
+    """Sends a signal to those that are alive; after SIGKILL waits for them."""
+    for process in processes:
+        if process.is_alive():
+            os.kill(process.pid, number)
+    if number == signal.SIGKILL:
+        for process in processes:
+            process.join()
+
+
+def wait_for(path: Path, processes: Sequence[BaseProcess], seconds: float = 60) -> None:
+    """Until a file is there; fails where the run ends before."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert any(process.is_alive() for process in processes), f"ended before {path} came"
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.005)
+
+
+def checkpoint(out: Path, step: int = 60) -> Path:
+    """Where a run's checkpoint of a step is."""
+    return out / f"checkpoints/step_{step:08d}"
+
+
+def digest(out: Path, step: int = 60) -> str:
+    """SHA-256 over all that a checkpoint holds: parameters, buffers, momentum, step; and over every step's loss."""
+    reader = dcp.FileSystemReader(checkpoint(out, step))
+    held = {
+        key: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for key, entry in reader.read_metadata().state_dict_metadata.items()
+    }
+    dcp.load(held, storage_reader=reader, no_dist=True)
+    assert any(key.endswith("momentum_buffer") for key in held)
+    sha = hashlib.sha256()
+    for key in sorted(held):
+        sha.update(key.encode() + held[key].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    losses = logged(out)
+    assert sorted(losses) == list(range(1, step + 1)), "a step was not logged, or twice"
+    return sha.hexdigest() + json.dumps(losses)
+
+
+def logged(out: Path) -> dict[int, float]:
+    """The loss of each step."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len({line["step"] for line in lines}) == len(lines), "a step was logged twice"
+    return {line["step"]: line["loss"] for line in lines}
+
+
+def said(out: Path) -> str:
+    """All that the ranks printed."""
+    return Path(f"{out}.log").read_text()
+
+
+def left_behind(out: Path) -> list[str]:
+    """What a run that is over must not leave: locks, temporary files and folders."""
+    patterns = ("run.lock*", ".*.tmp", ".*.part", "checkpoints/.*", ".run.lock*", ".write-test")
+    return sorted(str(path.relative_to(out)) for pattern in patterns for path in out.glob(pattern))
+
+
+def _rank(rank: int, places: dict[str, str], argv: list[str], log: str) -> None:
+    os.environ.update(places, RANK=str(rank), LOCAL_RANK=str(rank))
+    for name in ("DATA", "LOG"):
+        os.environ.pop(name, None)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    torch.set_num_threads(1)
+    sys.argv = argv
+    code = drive.main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # without what the test's own process would do at its end
