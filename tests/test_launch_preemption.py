@@ -86,14 +86,14 @@ def signalled(tmp_path: Path, number: signal.Signals, *command: object, nodes: i
     try:
         wait_for(lambda: all((tmp_path / f"ready{node}").exists() for node in range(nodes)), job)
         job.send_signal(number)
-        said, _ = job.communicate(timeout=60)
+        said, _ = job.communicate(timeout=300)
     finally:
         end_session(job)
     return job.returncode, said
 
 
-def wait_for(there: Callable[[], bool], job: subprocess.Popen, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
+def wait_for(there: Callable[[], bool], job: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 300
     while not there():
         assert job.poll() is None, f"ended with {job.returncode}"
         assert time.monotonic() < deadline
@@ -111,6 +111,9 @@ def free_port() -> int:
 
 def end_session(job: subprocess.Popen) -> None:
     """Ends what a failed test has left of a job that has a session of its own."""
+    with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        os.killpg(job.pid, signal.SIGTERM)  # torchrun's ranks have sessions of their own: it has to tell them
+        job.wait(timeout=30)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(job.pid, signal.SIGKILL)
     job.wait()
@@ -171,26 +174,23 @@ def test_a_slurm_job_near_its_limit_saves_is_queued_again_and_goes_on_to_the_end
     env = environment(tmp_path, **{**ALLOCATION, **allocation, **places})
     (tmp_path / "bin/torchrun").write_text(f'#!/bin/bash\nexec {sys.executable} -m torch.distributed.run "$@"\n')
     recipe, *settings = SMALL[1:]
-    command = [
-        "bash",
-        ROOT / "launch/slurm/pretrain.sbatch",
-        recipe,
-        *map(str, settings),
-        "--batch-size",
-        "16",
-        "--max-steps",
-        "60",
-    ]
+    settings += ["--batch-size", 16, "--max-steps", 40]
+    command = ["bash", ROOT / "launch/slurm/pretrain.sbatch", recipe, *map(str, settings)]
     run = tmp_path / "quickstart"
 
     def steps() -> list[int]:
         lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
         return [json.loads(line)["step"] for line in lines]
 
-    job = subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    wait_for(lambda: len(steps()) > 2, job)
-    job.send_signal(signal.SIGUSR1)
-    said, _ = job.communicate(timeout=120)
+    job = subprocess.Popen(
+        command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        wait_for(lambda: len(steps()) > 2, job)
+        job.send_signal(signal.SIGUSR1)
+        said, _ = job.communicate(timeout=300)
+    finally:
+        end_session(job)
     stopped = len(steps())
     assert job.returncode == 0, said
     assert f"Job {number} has saved and is queued again" in said

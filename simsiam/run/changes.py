@@ -10,6 +10,7 @@ import yaml
 
 from simsiam.errors import UserError
 from simsiam.run.atomic import write_atomically
+from simsiam.settings.plain_yaml import plain_yaml
 from simsiam.settings.tree import Job
 
 # A setting counts unless it is here: one that is forgotten here is refused, one too many here changes a run unseen.
@@ -65,7 +66,7 @@ def check_unchanged(config: Path, settings: Job, allow: Sequence[str]) -> None:
         UserError: other settings differ, of those that change what is learned.
     """
     try:
-        held = yaml.safe_load(config.read_text())
+        held = plain_yaml(config.read_bytes())
     except FileNotFoundError:
         return
     except (OSError, ValueError, yaml.YAMLError, RecursionError):

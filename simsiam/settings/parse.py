@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_parsing_settings
 
 from simsiam.errors import UserError
+from simsiam.settings.plain_yaml import plain_yaml
 from simsiam.settings.tree import Job
 
 S = TypeVar("S", bound=Job)
@@ -170,8 +171,8 @@ def _own_options(method: dict[str, Any], recipes: dict[str, Any], words: list[st
 def _read_file(path: Path, known: list[str]) -> dict[str, Any]:
     """What a recipe says. Raises UserError for what is no recipe, and for a key that is no setting."""
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = plain_yaml(path.read_bytes())
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path} is not YAML ({str(error).splitlines()[0]}); a recipe is a plain YAML file") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings; a recipe is a YAML file of `key: value` lines")

@@ -269,7 +269,9 @@ def test_of_jobs_that_start_at_the_same_moment_one_wins(tmp_path: Path, lay: Cal
         for _ in range(rounds):
             lock = RunLock(tmp_path, beat_seconds=0.02, watch_seconds=0.15)
             look = lock._holder
-            lock._holder = lambda: (look(), time.sleep(random.random() * 0.004))[0]  # what is seen is old by then
+            lock._holder = lambda look=look: (look(), time.sleep(random.random() * 0.004))[
+                0
+            ]  # what is seen is old by then
             meet.wait(20)
             try:
                 lock.acquire()

@@ -24,7 +24,11 @@ def test_recipes(place, canary):
     words = ["--recipe", str(place / "x.yaml"), "--data", "x"]
     for name, data in hostile.hostile_yaml(canary).items():
         (place / "x.yaml").write_bytes(data)
-        refused(lambda words=words: parse(Pretrain, words, recipe="imagenet-r50", prog="pretrain.py"), name, "x.yaml is not YAML")
+        refused(
+            lambda words=words: parse(Pretrain, words, recipe="imagenet-r50", prog="pretrain.py"),
+            name,
+            "x.yaml is not YAML",
+        )
 
 
 def test_settings_of_a_run_folder(place, canary):
