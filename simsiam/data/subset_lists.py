@@ -11,7 +11,8 @@ from simsiam.data.encoded import EncodedImages
 from simsiam.data.image_set import ImageSet
 from simsiam.errors import UserError
 
-_WITH_LABEL = re.compile(r"(.*\S)\s+(-?[0-9]+)")
+_WITH_LABEL = re.compile(r"(.*\S)\s+(-?[0-9]{1,9})")
+_LONGEST_LINE = 4200  # a path has 4096 letters at most, and each / costs a copy of what follows it
 _SEVERAL = -1  # what a name stands for that more than one image has
 
 
@@ -36,7 +37,7 @@ def listed(images: ImageSet, file: str, text: bytes) -> np.ndarray:
         UserError: an empty list; names that no image has, that several have or that come twice; labels that do not
             stand one for one for the classes of the set.
     """
-    entries = _entries(text)
+    entries = _entries(file, text)
     if not entries:
         raise UserError(f"The list {file} names no image; write one file name a line.")
     known = _Known(images, entries)
@@ -67,10 +68,12 @@ class _Entry(NamedTuple):
     split: tuple[str, int] | None
 
 
-def _entries(text: bytes) -> list[_Entry]:
+def _entries(file: str, text: bytes) -> list[_Entry]:
     lines = os.fsdecode(text.removeprefix(b"\xef\xbb\xbf")).split("\n")
     entries = []
     for number, line in enumerate(map(str.strip, lines), 1):
+        if len(line) > _LONGEST_LINE:
+            raise UserError(f"Line {number} of the list {file} has {len(line):,} letters; write one file name a line.")
         if line and not line.startswith("#"):
             parts = _WITH_LABEL.fullmatch(line)
             entries.append(_Entry(number, line, (parts[1], int(parts[2])) if parts else None))

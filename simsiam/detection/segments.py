@@ -11,6 +11,7 @@ from faster_coco_eval.core import mask as coco_mask
 _NONE, _POLYGONS, _COUNTS, _STRING = range(4)
 _FEWEST_NUMBERS = 6  # of a polygon: three corners
 _FAR = 1e6  # pixels
+_MOST_BITS = 40  # of a run length; a number without an end would take the square of its length to add up
 
 
 class Segments:
@@ -135,6 +136,8 @@ def _string_total(part: bytes) -> int:
             return -1
         value |= (code & 31) << shift
         shift += 5
+        if shift > _MOST_BITS:
+            return -1
         if code & 32:
             continue
         if code & 16:

@@ -45,8 +45,10 @@ def read_detector(path: Path) -> ReadDetector:
             about = json.loads((file.metadata() or {})["detector"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, the file is no mapping
         encoder, classes, arguments = (about.pop(name) for name in ("encoder", "classes", "arguments"))
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is no detector of transfer/detect.py ({error}); give the --out of a run") from None
-    rcnn = build_detector(build_encoder(encoder), len(classes), **arguments)
-    rcnn.load_state_dict(tensors)
+        rcnn = build_detector(build_encoder(encoder), len(classes), **arguments)
+        rcnn.load_state_dict(tensors)
+    # Arguments and shapes that no detector has, too.
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} is no detector of transfer/detect.py ({reason}); give the --out of a run") from None
     return ReadDetector(rcnn.eval(), tuple(classes), {**about, "encoder": encoder})

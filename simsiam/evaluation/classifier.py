@@ -47,7 +47,9 @@ def read_classifier(path: Path) -> ReadClassifier:
             about = dict(file.metadata() or {})
             classes = tuple(json.loads(about.pop("classes")))
             weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        if weight.ndim != 2 or bias.shape != weight.shape[:1] or not all(isinstance(name, str) for name in classes):
+            raise ValueError("weight, bias and names do not go together")
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} is no classifier of lincls.py or semisup.py ({error}); give the classifier.safetensors of a run"
         ) from None

@@ -118,3 +118,18 @@ def test_coco(place):
     for name, text in {"deep": b"[" * 1_000_000, "digits": b"9" * 1_000_000, "nul": b"\0", "latin1": b'"\xe9"'}.items():
         write_coco(place, text)
         refused(lambda: open_coco(place, "val2017"), name, "instances_val2017.json")
+
+
+def test_outlines_that_unfold(place):
+    """They are none: no mask is larger than its image, and no run length goes on for ever."""
+    outlines = [
+        {"size": [1 << 30, 1 << 30], "counts": [1 << 60]},
+        {"size": [9, 9], "counts": [1 << 60, 81]},
+        {"size": [9, 9], "counts": "\xff" * 1000},
+        {"size": [9, 9], "counts": "o" * 1_000_000},
+        [[1e300, 1, 5, 1, 5, 5]],
+    ]
+    write_coco(place, annotations=[NOTE | {"id": n, "segmentation": o} for n, o in enumerate(outlines)])
+    masks = open_coco(place, "val2017").masks(0)
+    assert masks.shape == (len(outlines), 9, 9)
+    assert not masks.any()

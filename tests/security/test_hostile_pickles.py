@@ -57,6 +57,7 @@ CARRIERS = {
 
 
 @pytest.mark.filterwarnings("ignore:'torch.load' received a zip file that looks like a TorchScript")
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("carrier", CARRIERS)
 def test_encoder_files(place, canary, carrier):
     for name, data in hostile.gadgets(canary).items():

@@ -3,11 +3,15 @@
 import json
 import struct
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
 
 from simsiam.commands.report import run as report_command
+from simsiam.data.sources.arrays import ArrayImages
+from simsiam.data.subset_lists import listed
+from simsiam.detection.trained import read_detector
 from simsiam.evaluation.classifier import read_classifier
 from simsiam.evaluation.ledger import read as read_ledger
 from simsiam.export.read import read_encoder
@@ -45,11 +49,11 @@ def test_ordinary_settings_are_read(place):
     (place / "config.yaml").write_text(
         "# pretrain.py\nepochs: 3\nout: 'a: [b'\nmethod: &m {name: simsiam}\nagain: *m\n"
     )
-    settings = {"epochs": 3, "out": "a: [b", "method": {"name": "x"}, "again": {"name": "x"}}
+    settings = {"epochs": 3, "out": "a: [b", "method": {"name": "simsiam"}, "again": {"name": "simsiam"}}
     assert read_run(place).config == settings
 
 
-@pytest.mark.parametrize("reader", [read_encoder, read_classifier])
+@pytest.mark.parametrize("reader", [read_encoder, read_classifier, read_detector])
 def test_safetensors(place, reader):
     for name, data in hostile.hostile_safetensors().items():
         (place / "x.safetensors").write_bytes(data)
@@ -66,6 +70,46 @@ def test_weights_that_are_no_numbers(place):
         refused(
             lambda: read_encoder(place / "x.safetensors", name="resnet8"), str(value), "not finite in bn1.running_var"
         )
+
+
+TENSORS = {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}
+FOREIGN = {
+    "no json": "{",
+    "deep": "[" * 100_000,
+    "numbers": "1",
+    "arguments": json.dumps({"encoder": "resnet18", "classes": ["a"], "arguments": {"__class__": "os.system"}}),
+    "no mapping": json.dumps({"encoder": "resnet18", "classes": ["a"], "arguments": [1]}),
+    "encoder": json.dumps({"encoder": "timm:hf-hub:somebody/something", "classes": ["a"], "arguments": {}}),
+    "encoder of a number": json.dumps({"encoder": 3, "classes": ["a"], "arguments": {}}),
+    "tensors": json.dumps({"encoder": "resnet18", "classes": ["a"], "arguments": {"head": "fpn"}}),
+}
+
+
+def test_what_detectors_and_classifiers_say_of_themselves(place):
+    for name, said in FOREIGN.items():
+        (place / "x.safetensors").write_bytes(save(TENSORS, {"detector": said}))
+        refused(lambda: read_detector(place / "x.safetensors"), name)
+        (place / "x.safetensors").write_bytes(
+            save(TENSORS, {"classes": said if name in ("no json", "deep") else "[3]"})
+        )
+        refused(lambda: read_classifier(place / "x.safetensors"), name, "is no classifier")
+    for name, tensors in {"bias": {"bias": torch.zeros(3)}, "weight": {"weight": torch.zeros(2)}}.items():
+        (place / "x.safetensors").write_bytes(save(TENSORS | tensors, {"classes": '["a", "b"]'}))
+        refused(lambda: read_classifier(place / "x.safetensors"), name, "do not go together")
+
+
+def test_lists_of_images(place):
+    images = ArrayImages(np.zeros((3, 8, 8, 3), np.uint8), np.zeros(3, np.int64), ("a",), "x")
+    bad = {
+        "slashes": b"a/" * 500_000,
+        "label of thousands of digits": b"x/0 " + b"9" * 4000,
+        "climbing": b"../../etc/passwd",
+        "zeros": b"\0" * 1000,
+        "utf-16": "x/0".encode("utf-16"),
+        "binary": bytes(range(256)) * 10,
+    }
+    for name, text in bad.items():
+        refused(lambda: listed(images, "list.txt", text), name, "list.txt")  # noqa: B023, called at once
 
 
 def test_lines_of_a_ledger(place, canary):
