@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import IO, NamedTuple, NoReturn
 
@@ -88,6 +89,7 @@ class Watchdog:
         self._closing, self._ending = threading.Event(), threading.Lock()
         self._main = threading.main_thread().ident
         self._threads: list[threading.Thread] = []
+        self._peers: _Peers | None = None
         self._file: IO | None = None
 
     def start(self) -> None:
@@ -96,6 +98,10 @@ class Watchdog:
             return
         self._file = self._open()
         self._heard = time.monotonic()
+        if self._runtime.store is not None:
+            # The first beat is not left to a thread: of a rank that stops at once the others must know the process.
+            self._peers = _Peers(self._runtime, self._timeout, self._interval)
+            self._peers.tell(self._beat(0))
         # One thread never talks to the store, so that it can tell when the other waits for it in vain.
         work = [self._watch] if self._runtime.store is None else [self._watch, self._talk]
         self._threads = [threading.Thread(target=each, name="watchdog", daemon=True) for each in work]
@@ -194,26 +200,20 @@ class Watchdog:
     # The others
 
     def _talk(self) -> None:
-        number, peers = 0, None
-        while True:
-            last = self._closing.wait(self._interval if peers or not number else self._timeout / 5)
-            number += 1
+        for number in count(1):
+            last = self._closing.wait(self._interval if self._peers else self._timeout / 5)
             try:
-                # A connection of its own: the main thread may sit in a wait on the other.
-                peers = peers or _Peers(self._runtime, self._timeout, self._interval)
+                peers = self._peers = self._peers or _Peers(self._runtime, self._timeout, self._interval)
                 mine = self._beat(number)
                 peers.tell(mine._replace(phase=_CLOSED) if last else mine)
-                if last:
-                    return
-                verdict = peers.look(bool(self._stopping()))
+                verdict = None if last else peers.look(bool(self._stopping()))
                 self._heard = time.monotonic()
             except (RuntimeError, OSError):
-                if last:
-                    return
-                peers = None  # `_watch` ends the process when this lasts
-                continue
+                verdict = self._peers = None  # `_watch` ends the process when this lasts
             if verdict:
                 self._end(verdict)
+            if last:
+                return
 
 
 class _Peers:
@@ -221,6 +221,7 @@ class _Peers:
 
     def __init__(self, runtime: Runtime, timeout: float, interval: float) -> None:
         self._rank, self._timeout, self._interval = runtime.rank, timeout, interval
+        # A connection of its own: the main thread may sit in a wait on the other.
         self._store: Store = PrefixStore("watchdog", runtime.store.clone())
         self._store.set_timeout(timedelta(seconds=max(timeout, 1)))
         self._keys = [f"beat/{rank}" for rank in range(runtime.world_size)]
@@ -291,6 +292,8 @@ def judge(beats: Mapping[int, Beat], silent: Mapping[int, float], timeout: float
         processes = tuple((beat.host, beat.pid, beat.born) for beat in stopped.values())
         seconds = max(silent[rank] for rank in stopped)
         return Verdict(0, f"nothing is heard for {seconds:.0f} s of {_named(stopped)}", processes)
+    if any(silent[rank] > timeout / 2 for rank in there):
+        return None  # what is known of that rank is old, and soon it speaks or is missing
     paused = [beat.step for beat in there.values() if beat.phase]
     # Who is past a rank that saves or evaluates may be waiting for it.
     stuck = [beat for beat in there.values() if not beat.phase and beat.idle > beat.limit]

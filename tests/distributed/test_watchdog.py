@@ -6,8 +6,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +47,10 @@ def test_the_missing_rank_is_the_one_that_differs() -> None:
     assert "missing: rank 0 (closed" in judged(beat(phase="closed"), waiting)
     assert "missing: rank 0 (" in judged(beat())
     assert "no rank stands out: rank 0 (" in judged(beat(), beat(place="b.py:1 g"))
+
+
+def test_a_rank_that_may_have_stopped_is_not_judged_by_what_it_said_before() -> None:
+    assert judged(beat(waits=True), beat(idle=0, waits=True), silent={1: 16.0}) == ""
 
 
 def test_who_waits_for_a_rank_that_saves_does_not_hang() -> None:
@@ -116,14 +118,15 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, lis
         started[name] = folder, [fork.Process(target=_rank, args=(name, rank, folder)) for rank in ranks]
         for process in started[name][1]:
             process.start()
+    server = fork.Process(target=_serve, args=(started["store gone"][0],))
+    server.start()
     for _, processes in started.values():
         for process in processes:
             process.join(60)
             process.kill()
             process.join()
-    for file in tmp_path_factory.getbasetemp().glob("run*/served_by"):
-        with suppress(ProcessLookupError):
-            os.kill(int(file.read_text()), signal.SIGKILL)
+    server.kill()
+    server.join()
     return {name: (folder, [p.exitcode for p in processes]) for name, (folder, processes) in started.items()}
 
 
@@ -133,7 +136,8 @@ def _rank(name: str, rank: int, folder: Path) -> None:
     with (folder / f"stderr_{rank}").open("w") as file:
         os.dup2(file.fileno(), 2)
     if name == "store gone":
-        store = _store_that_ends(rank, folder)
+        _wait_for(folder / "port")
+        store = dist.TCPStore("127.0.0.1", int((folder / "port").read_text()), is_master=False)
     elif ranks > 1:
         store = dist.FileStore(str(folder / "store"), ranks)
     if store is not None:
@@ -147,8 +151,10 @@ def _rank(name: str, rank: int, folder: Path) -> None:
         if step == 4:
             asked[0] = name == "asked to end"
             if rank == case.rank:
+                time.sleep(1)  # the others hear that it is here
                 case.act(watchdog)
             if name == "store gone":
+                (folder / "in midst").touch()
                 time.sleep(60)
         if ranks > 1:
             dist.all_reduce(torch.ones(1))
@@ -157,19 +163,18 @@ def _rank(name: str, rank: int, folder: Path) -> None:
     os._exit(0)
 
 
-def _store_that_ends(rank: int, folder: Path) -> dist.Store:
-    """A store in a process that is stopped after a second, as on a node that is cut off."""
-    port = folder / "port"
-    if rank == 0 and os.fork() == 0:
-        (folder / "served_by").write_text(str(os.getpid()))
-        served = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        port.with_name("new").write_text(str(served.port))
-        port.with_name("new").rename(port)
-        time.sleep(2)
-        os.kill(os.getpid(), signal.SIGSTOP)
-    while not port.exists():
+def _serve(folder: Path) -> None:
+    """A store in a process that is stopped in the midst of the run, as on a node that is cut off."""
+    served = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    (folder / "new").write_text(str(served.port))
+    (folder / "new").rename(folder / "port")
+    _wait_for(folder / "in midst")
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _wait_for(path: Path) -> None:
+    while not path.exists():
         time.sleep(0.02)
-    return dist.TCPStore("127.0.0.1", int(port.read_text()), is_master=False, timeout=timedelta(seconds=30))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -195,7 +200,8 @@ def test_the_stacks_say_where_all_threads_stood(name: str, ended: dict[str, tupl
         # A process that is stopped can write nothing; one whose lock is held can.
         wrote = code in (EXIT_CODE, 1) or CASES[name].act is hold_the_lock
         assert ("test_watchdog.py" in stacks and "in _rank" in stacks) == wrote
-        assert ("in all_reduce" in stacks) == (code == EXIT_CODE and len(codes) > 1 and rank != CASES[name].rank)
+        waited = code == EXIT_CODE and len(codes) > 1 and rank != CASES[name].rank and name != "store gone"
+        assert ("in all_reduce" in stacks) == waited
 
 
 def test_a_process_is_known_by_when_it_began() -> None:
