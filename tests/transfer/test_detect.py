@@ -167,6 +167,8 @@ def test_a_run_folder_keeps_its_encoder_and_its_classes(
     out, given = tmp_path / "run", (*TINY, "--data", voc, *RANDOM, "--iterations", 2)
     assert call("transfer/detect.py", *given, "--out", out) == 0
     assert call("transfer/detect.py", *given, "--out", out, "--seed", 1) == 2
+    assert "other settings (seed was 0 and is 1)" in capsys.readouterr().err
+    assert call("transfer/detect.py", *given, "--out", out, "--seed", 1, "--allow-change", "seed") == 2
     assert "another encoder" in capsys.readouterr().err
     other = tmp_path / "two"
     shutil.copytree(voc, other)
