@@ -18,6 +18,7 @@ from typing import IO, NamedTuple, NoReturn
 
 from torch.distributed import PrefixStore, Store
 
+from simsiam.distributed.processes import pid_namespace, process_status
 from simsiam.distributed.runtime import Runtime
 
 EXIT_CODE = 4
@@ -356,15 +357,10 @@ def _where(thread: int | None) -> tuple[bool, str]:
 
 def _host() -> str:
     """The host, and on Linux which numbering of processes on it."""
-    try:
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
+    return f"{socket.gethostname()} {pid_namespace()}"
 
 
 def born(pid: int | str = "self") -> str:
     """When a process began, in ticks since its host did; "" where that is not known or there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+    status = process_status(pid)
+    return str(status[1]) if status else ""

@@ -16,6 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from simsiam.distributed.processes import pid_namespace, process_status
 from simsiam.errors import TrainingStopped, UserError
 
 _MOST_BYTES = 4096
@@ -58,7 +59,7 @@ class RunLock:
 
     def acquire(self) -> None:
         """Takes the folder. Raises UserError where another job has it, or where no lock can be made in it."""
-        self._job = {**_place(), "pid": os.getpid(), "started": (_process(os.getpid()) or ("", 0))[1]}
+        self._job = {**_place(), "pid": os.getpid(), "started": (process_status("self") or ("", 0))[1]}
         try:
             while not self._took():
                 time.sleep(0.01)
@@ -234,25 +235,15 @@ def _named(job: dict[str, Any] | None) -> str:
 
 def _place() -> dict[str, str]:
     """Where the process numbers of this process mean something: two containers of one host count each from 1."""
-    boot, namespace = "", ""
+    boot = ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = os.readlink("/proc/self/ns/pid")
-    return {"host": socket.gethostname(), "boot": boot, "pid_namespace": namespace}
-
-
-def _process(pid: int) -> tuple[str, int] | None:
-    """State, as a letter, and start, in ticks since boot, of a process of this host; None where none is to be seen."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return fields[0], int(fields[19])  # fields 3 and 22 of proc(5)
+    return {"host": socket.gethostname(), "boot": boot, "pid_namespace": pid_namespace()}
 
 
 def _is_running(pid: int, started: int) -> bool | None:
     """Whether the process that began at that time lives, a zombie not; None where /proc hides what exists."""
-    process = _process(pid)
+    process = process_status(pid)
     if process is not None:
         return process[0] not in "ZX" and process[1] == started
     try:
