@@ -68,23 +68,21 @@ class Checkpoints:
         if self._group is None and self.runtime.world_size > 1:
             # Of its own, for the thread: collectives of two threads in one group would be taken for each other's.
             self._group = dist.new_group(backend="gloo")
-        began = time.monotonic()
+        began, step, per_epoch = time.monotonic(), state.step, state.steps_per_epoch
         copy = self._staging.copy(state.tensors())
-        final = self.folder / f"step_{state.step:08d}"
-        epochs = self.settings.keep_every_epochs
-        keeps = due(state.step, epochs * state.steps_per_epoch)
-        kept = self.folder / f"epoch_{state.step // state.steps_per_epoch:04d}" if keeps else None
+        final = self.folder / f"step_{step:08d}"
+        keeps = due(step, self.settings.keep_every_epochs * per_epoch)
+        kept = self.folder / f"epoch_{step // per_epoch:04d}" if keeps else None
         done: Future[None] = Future()
 
         def work() -> None:
             try:
-                self._write(copy, final, kept, state_step, began)
+                self._write(copy, final, kept, step, began)
             except BaseException as error:
                 done.set_exception(error)
             else:
                 done.set_result(None)
 
-        state_step = state.step
         self._writing = done
         # A daemon: where a rank is lost, nobody waits for the others' collectives before the process ends.
         threading.Thread(target=work, name="checkpoint", daemon=True).start()
@@ -158,8 +156,7 @@ class Checkpoints:
         if resume == "never":
             return None
         if resume == "auto":
-            self._fetch_names()
-            return self._newest_whole(self.folder, resume)
+            return self._newest_whole(self.folder, resume, self._remote)
         path = Path(resume)
         inside = path / "checkpoints"
         if inside.is_dir():
@@ -174,21 +171,15 @@ class Checkpoints:
             raise UserError(f"--resume {resume} {wrong}; give another one, or auto for the newest that is whole")
         return path
 
-    def _fetch_names(self) -> None:
-        """Makes a place here for each checkpoint that is only at the URL, newest first, until one is whole."""
-        if self._remote is None:
-            return
-        for name in reversed([name for name in self._remote.names() if _NAME.fullmatch(name)]):
-            if not (self.folder / name / NAME).exists():
-                self._remote.download(name, self.folder / name)
-            if damage(self.folder / name) is None:
-                return
-
-    def _newest_whole(self, folder: Path, resume: str) -> Path | None:
-        # Kept epochs are older than the newest steps or the same; they are a last resort.
-        candidates = [*reversed(_named(folder, "step_")), *reversed(_named(folder, "epoch_"))]
+    def _newest_whole(self, folder: Path, resume: str, remote: Remote | None = None) -> Path | None:
+        """Of those in a folder, and at a URL, from where one is fetched when its turn comes."""
+        elsewhere = {folder / name for name in remote.names() if _NAME.fullmatch(name)} if remote else set()
+        # Kept epochs are older than the newest steps or the same; they are a last resort, and last by their names.
+        candidates = sorted({*_named(folder, ""), *elsewhere}, reverse=True)
         passed_over = []
         for path in candidates:
+            if path in elsewhere and not (path / NAME).exists():
+                remote.download(path.name, path)
             wrong = damage(path)
             if wrong is None:
                 for what in passed_over:
