@@ -67,7 +67,7 @@ def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", 
 
     # Data: what the classifiers train on, choose on and validate on; images, or their features.
     sets = open_labelled(settings, runtime)
-    classes, data_sha256 = sets.whole.classes, list_hash(sets.whole)
+    whole, classes = sets.whole, sets.whole.classes
     subject = Subject.of(encoder, classes)
     subject.check(folder.path, settings, runtime)
     if settings.cache_features:
@@ -104,7 +104,7 @@ def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", 
         return
     if folder.has_ended(state.step, numbers.stop_step, runtime):
         return
-    start = check_start(settings, runtime, folder, state, data_sha256=data_sha256, bn_images=0)
+    start = check_start(settings, runtime, folder, state, data_sha256=list_hash(whole))
 
     held_out = "" if sets.held_out is None else f", {len(sets.held_out):,} held out"
     variant = "linear, on cached features of centre crops: a variant" if settings.cache_features else "linear"

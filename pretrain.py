@@ -78,7 +78,7 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     if folder.has_ended(state.step, numbers.stop_step, runtime):
         return
 
-    start = check_start(settings, runtime, folder, state, data_sha256=list_hash(images), bn_images=0)
+    start = check_start(settings, runtime, folder, state, data_sha256=list_hash(images))
 
     monitor = KnnMonitor(settings, images, runtime)
     facts = {
@@ -115,7 +115,7 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
             if now.saves:
                 keeper.save()
             if monitor.on and (now.last or due(state.step, settings.knn_every * numbers.steps_per_epoch)):
-                with keeper.apart("kNN"):
+                with keeper.evaluating("kNN"):
                     journal.answer(state.step, knn=monitor.accuracy(method.encoder))
 
     if runtime.is_main:

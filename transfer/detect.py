@@ -106,7 +106,7 @@ def fine_tune(settings: Detect, data: "DetectionData", runtime: "Runtime", folde
     if folder.has_ended(state.step, numbers.stop_step, runtime):
         return runtime.on_main(lambda: main_figures(folder.read_summary()))
 
-    start = check_start(settings, runtime, folder, state, data_sha256=data.sha256, bn_images=0)
+    start = check_start(settings, runtime, folder, state, data_sha256=data.sha256)
 
     with_masks = " with masks" if settings.mask else ""
     facts = {
@@ -148,7 +148,7 @@ def fine_tune(settings: Detect, data: "DetectionData", runtime: "Runtime", folde
             if now.saves:
                 keeper.save()
             if now.last or due(state.step, settings.test_every):
-                with keeper.apart("testing"):
+                with keeper.evaluating("testing"):
                     answer = test_now(state.step)
 
     if runtime.is_main:

@@ -12,7 +12,7 @@ from simsiam.training.state import TrainState
 
 
 def check_start(
-    settings: Job, runtime: Runtime, folder: RunFolder, state: TrainState, *, data_sha256: str, bn_images: int
+    settings: Job, runtime: Runtime, folder: RunFolder, state: TrainState, *, data_sha256: str, bn_images: int = 0
 ) -> str:
     """Compares the ranks, and a run that goes on with how it began. Every rank must call it.
 

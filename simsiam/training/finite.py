@@ -14,7 +14,10 @@ _NEVER = 1 << 62
 
 
 class Bad(NamedTuple):
-    """The first step that was not finite, and the ranks where that began."""
+    """The first step that was not finite, and the ranks where that began: by their loss, else by their gradients.
+
+    A loss comes first, because synchronised batch-norm carries its gradients to every rank.
+    """
 
     step: int
     ranks: list[int]
@@ -24,21 +27,22 @@ class FiniteGuard:
     """Collects each step's flags on the device; reading them is the only wait."""
 
     def __init__(self, device: torch.device) -> None:
-        # The first bad step of all ranks as this one sees it, and the first that was bad on this rank by itself.
-        self._first = torch.full((2,), _NEVER, device=device)
+        # The first bad step as this rank sees it: of all ranks, by its own loss, by its own gradients.
+        self._first = torch.full((3,), _NEVER, device=device)
 
-    def watch(self, step: int, finite: Tensor, own_finite: Tensor) -> None:
-        """Notes the flags (bool scalars) of step number `step`."""
-        flags = torch.stack([finite, own_finite])
+    def watch(self, step: int, finite: Tensor, own_loss: Tensor, own_gradients: Tensor) -> None:
+        """Notes the flags (bool scalars, whether finite) of step number `step`."""
+        flags = torch.stack([finite, own_loss, own_gradients])
         self._first = torch.where(flags, self._first, self._first.clamp_max(step))
 
     def first_bad(self) -> Bad | None:
         """The first step that was not finite on any rank; None while there is none. Every rank must call it."""
-        of_ranks = gather_equal(self._first).view(-1, 2).tolist()
-        first = min(min(both) for both in of_ranks)
+        of_all, losses, gradients = gather_equal(self._first).view(-1, 3).T.tolist()
+        first = min(of_all + losses)
         if first == _NEVER:
             return None
-        return Bad(first, [rank for rank, (_, own) in enumerate(of_ranks) if own == first])
+        by_loss, by_gradient = ([r for r, own in enumerate(kind) if own == first] for kind in (losses, gradients))
+        return Bad(first, by_loss or by_gradient)
 
 
 class OwnGradients:

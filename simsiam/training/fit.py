@@ -53,5 +53,5 @@ def fit(
             if now.saves:
                 keeper.save()
             if now.last or due(state.step, settings.val_every * numbers.steps_per_epoch):
-                with keeper.apart("validation"):
+                with keeper.evaluating("validation"):
                     validate()

@@ -81,7 +81,7 @@ class Keeper:
         self._slowest_step = max(self._slowest_step, now - self._stepped_at)
         self._stepped_at = now
         self._watchdog.beat(step)
-        self._guard.watch(step, result.finite, result.own_finite)
+        self._guard.watch(step, result.finite, result.own_loss, result.own_gradients)
 
         heard = self._agreement.exchange(self._wishes(now))
         if Wish.SETTLE in heard:
@@ -106,7 +106,7 @@ class Keeper:
 
         Raises Preempted then. Every rank must call it.
         """
-        with self.apart("saving"):
+        with self._apart("saving"):
             self._settle()
             path = self._checkpoints.save(self._state)
             self._saved_at = time.monotonic()
@@ -117,15 +117,24 @@ class Keeper:
 
     def stop(self, reason: str) -> NoReturn:
         """Saves and ends the run as failed, for `reason`."""
-        with self.apart("saving"):
+        with self._apart("saving"):
             self._settle()
             path = self._checkpoints.save(self._state)
             self._checkpoints.wait()
         self._journal.stop(f"{reason}; checkpoint {path}")
 
     @contextmanager
-    def apart(self, what: str) -> Iterator[None]:
-        """Around what is no step: neither the clock nor the watchdog counts it."""
+    def evaluating(self, what: str) -> Iterator[None]:
+        """Around an evaluation: neither the clock nor the watchdog counts it. Every rank must enter it.
+
+        Raises TrainingStopped where there is nothing to evaluate, since a loss or a gradient was not finite.
+        """
+        self._stop_unless_finite()
+        with self._apart(what):
+            yield
+
+    @contextmanager
+    def _apart(self, what: str) -> Iterator[None]:
         began = time.monotonic()
         with self._watchdog.paused(what):
             yield

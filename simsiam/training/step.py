@@ -18,13 +18,15 @@ from simsiam.training.state import TrainState
 class StepResult(NamedTuple):
     """Detached, on the device. `output` is the last micro-batch's, whatever the module returned, `loss` the mean.
 
-    `finite` is that of loss and gradients over all ranks (of fp16 the loss alone), `own_finite` of this rank's alone.
+    `finite` is that of loss and gradients over all ranks (of fp16 the loss alone); `own_loss` and `own_gradients` tell
+    whether those of this rank alone are finite.
     """
 
     loss: Tensor
     grad_norm: Tensor
     finite: Tensor
-    own_finite: Tensor
+    own_loss: Tensor
+    own_gradients: Tensor
     output: tuple
 
 
@@ -58,15 +60,15 @@ def train_step(state: TrainState, micro_batches: Iterable[tuple[Tensor, ...]]) -
     gradients = [p.grad for g in state.optimizer.param_groups for p in g["params"] if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm(gradients)
     loss = torch.stack(losses).mean()
-    finite = own_finite = loss.isfinite()
+    finite = own_loss = own_gradients = loss.isfinite()
     # Under fp16 a gradient that overflows is the scaler's business: it skips the step and lowers the scale.
     if not scaler.is_enabled():
         finite = finite & grad_norm.isfinite()
-        own_finite = finite if state.own_gradients is None else own_finite & state.own_gradients.finite
+        own_gradients = finite if state.own_gradients is None else state.own_gradients.finite.clone()
     _update(state, finite)
     state.module.after_step(at)
     state.step += 1
-    return StepResult(loss, grad_norm, finite, own_finite, output)
+    return StepResult(loss, grad_norm, finite, own_loss, own_gradients, output)
 
 
 def _hold_still(state: TrainState, at: Moment) -> None:

@@ -46,7 +46,7 @@ def snapshot(state: TrainState) -> dict[str, Tensor]:
 
 
 def watch(guard: FiniteGuard, step: int, result: StepResult) -> None:
-    guard.watch(step, result.finite, result.own_finite)
+    guard.watch(step, result.finite, result.own_loss, result.own_gradients)
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars"])
