@@ -13,9 +13,17 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+# Much of this is only for the ranks: what is imported before a fork they need not import, which takes 6 s.
+import sklearn.datasets  # noqa: F401
+import timm  # noqa: F401
 import torch
 import torch.distributed.checkpoint as dcp
+import torch.utils.tensorboard
+import torchvision  # noqa: F401
 
+import simsiam.evaluation.monitor
+import simsiam.methods.registry
+import simsiam.training.keeper  # noqa: F401
 from tests.faults import drive
 
 RUN = (
@@ -34,14 +42,16 @@ def a_fault(folder: Path, kind: str, point: str, step: int, *ranks: int) -> Faul
     return {"kind": kind, "point": point, "step": step, "rank": list(ranks), "once": str(folder / f"struck-{kind}")}
 
 
-def start(ranks: int, out: Path, *arguments: object, fault: Fault | None = None, **env: str) -> list[BaseProcess]:
+def start(
+    ranks: int, out: Path, *arguments: object, settings: Sequence[object] = RUN, fault: Fault | None = None
+) -> list[BaseProcess]:
     """pretrain.py on so many gloo ranks, which write what they say to OUT.log."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    places = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", **env}
+    places = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
     places |= {"MASTER_PORT": str(port), "FAULT": json.dumps(fault)}
-    argv = ["pretrain.py", *map(str, (*RUN, *arguments)), "--out", str(out)]
+    argv = ["pretrain.py", *map(str, (*settings, *arguments)), "--out", str(out)]
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_rank, args=(rank, places, argv, f"{out}.log")) for rank in range(ranks)]
     for process in processes:
@@ -60,9 +70,11 @@ def wait(processes: Sequence[BaseProcess], seconds: float = 120) -> list[int]:
     return codes
 
 
-def run(ranks: int, out: Path, *arguments: object, fault: Fault | None = None, **env: str) -> list[int]:
+def run(
+    ranks: int, out: Path, *arguments: object, settings: Sequence[object] = RUN, fault: Fault | None = None
+) -> list[int]:
     """The exit codes of a run to its end."""
-    return wait(start(ranks, out, *arguments, fault=fault, **env))
+    return wait(start(ranks, out, *arguments, settings=settings, fault=fault))
 
 
 def kill(processes: Sequence[BaseProcess], number: signal.Signals = signal.SIGKILL) -> None:
@@ -89,14 +101,20 @@ def checkpoint(out: Path, step: int = 60) -> Path:
     return out / f"checkpoints/step_{step:08d}"
 
 
-def digest(out: Path, step: int = 60) -> str:
-    """SHA-256 over all that a checkpoint holds: parameters, buffers, momentum, step; and over every step's loss."""
-    reader = dcp.FileSystemReader(checkpoint(out, step))
+def state_at(path: Path) -> dict[str, torch.Tensor]:
+    """All that a checkpoint holds, by name."""
+    reader = dcp.FileSystemReader(path)
     held = {
         key: torch.empty(entry.size, dtype=entry.properties.dtype)
         for key, entry in reader.read_metadata().state_dict_metadata.items()
     }
     dcp.load(held, storage_reader=reader, no_dist=True)
+    return held
+
+
+def digest(out: Path, step: int = 60) -> str:
+    """SHA-256 over all that a checkpoint holds: parameters, buffers, momentum, step; and over every step's loss."""
+    held = state_at(checkpoint(out, step))
     assert any(key.endswith("momentum_buffer") for key in held)
     sha = hashlib.sha256()
     for key in sorted(held):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from simsiam.data.sources.scenes import make_scenes
 from simsiam.export.write import write_encoder
 from simsiam.models.encoders import build_encoder
-from tests.parity.test_resume import state_at
+from tests.faults.harness import state_at
 
 Call = Callable[..., int]
 TINY = (
