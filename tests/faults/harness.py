@@ -59,7 +59,7 @@ def start(
     return processes
 
 
-def wait(processes: Sequence[BaseProcess], seconds: float = 120) -> list[int]:
+def wait(processes: Sequence[BaseProcess], seconds: float = 600) -> list[int]:
     """The exit codes of all, killed where they do not end in time: minus the signal, as Python has it."""
     deadline = time.monotonic() + seconds
     for process in processes:

@@ -1,9 +1,10 @@
 """Batch size is global: the number of ranks, workers and the loader change a run by rounding only."""
 
-import json
 from pathlib import Path
 
 import pytest
+
+from tests.faults.harness import logged, run
 
 SMALL = (
     "--recipe", "quickstart", "--precision", "fp32", "--batch-size", 32, "--max-steps", 20, "--log-every", 1,
@@ -11,12 +12,8 @@ SMALL = (
 )  # fmt: skip
 
 
-def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.slow
-def test_ranks_workers_and_loaders_give_the_same_losses(launch, tmp_path: Path) -> None:
+def test_ranks_workers_and_loaders_give_the_same_losses(tmp_path: Path) -> None:
     runs = {
         (1, "resident", 0): [],
         (2, "torchvision", 1): [],
@@ -25,10 +22,10 @@ def test_ranks_workers_and_loaders_give_the_same_losses(launch, tmp_path: Path) 
     }
     for number, (ranks, loader, workers) in enumerate(runs):
         out = tmp_path / str(number)
-        launch("pretrain.py", *SMALL, "--loader", loader, "--workers", workers, "--out", out, ranks=ranks)
-        runs[ranks, loader, workers] = losses(out)
+        assert run(ranks, out, "--loader", loader, "--workers", workers, settings=SMALL) == [0] * ranks
+        runs[ranks, loader, workers] = list(logged(out).values())
     reference = runs[1, "resident", 0]
     assert len(reference) == 20
     assert reference[-1] < reference[0] - 0.02
-    for run in runs.values():
-        assert run == pytest.approx(reference, abs=1e-4)
+    for losses in runs.values():
+        assert losses == pytest.approx(reference, abs=1e-4)
