@@ -37,7 +37,7 @@ def run(settings: Linear) -> None:
 
     folder = RunFolder(settings.out)
     opened = (lambda *_: nullcontext()) if settings.evaluate_only else folder.opened
-    with running(settings.device) as runtime, opened(settings, runtime):
+    with running(settings.device, settings.world_size) as runtime, opened(settings, runtime):
         lincls(settings, cells, runtime, folder)
 
 

@@ -28,7 +28,8 @@ def main() -> None:
     from simsiam.distributed.runtime import running
     from simsiam.run.folder import RunFolder
 
-    with running(settings.device) as runtime, RunFolder(settings.out).opened(settings, runtime) as folder:
+    folder = RunFolder(settings.out)
+    with running(settings.device, settings.world_size) as runtime, folder.opened(settings, runtime):
         pretrain(settings, runtime, folder)
 
 
@@ -91,8 +92,14 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     }
     journal = Journal(folder, settings, numbers, runtime, state, facts)
     clock = Clock(numbers.global_batch)
-    if state.step == 0 and monitor.cheap:
-        journal.answer(0, knn=monitor.accuracy(method.encoder))
+    looks = settings.knn_every * numbers.steps_per_epoch if monitor.on else 0
+
+    def look() -> None:
+        journal.answer(state.step, knn=monitor.accuracy(method.encoder))
+
+    at_look = looks and (state.step == numbers.stop_step or due(state.step, looks))
+    if (state.step == 0 and monitor.cheap) or (at_look and journal.lacks_answer(state.step)):
+        look()
         clock.restart()
 
     with Keeper(settings, numbers, runtime, state, checkpoints, journal, clock) as keeper:
@@ -114,9 +121,9 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
                     keeper.stop(f"collapsed at step {state.step}: {verdict.reason}")
             if now.saves:
                 keeper.save()
-            if monitor.on and (now.last or due(state.step, settings.knn_every * numbers.steps_per_epoch)):
+            if looks and (now.last or due(state.step, looks)):
                 with keeper.evaluating("kNN"):
-                    journal.answer(state.step, knn=monitor.accuracy(method.encoder))
+                    look()
 
     if runtime.is_main:
         mean, std = (json.dumps(values) for values in (settings.views.mean, settings.views.std))

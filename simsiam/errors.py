@@ -18,6 +18,12 @@ class TrainingStopped(Exception):
     exit_code = 3
 
 
+class PeersLost(Exception):
+    """A collective failed because ranks are gone: told by each that is left, as rank 0 may be gone. Exit code 1."""
+
+    exit_code = 1
+
+
 class Preempted(Exception):
     """A run that was asked to save and end, and has. Exit code 0: torchrun takes anything else for a failure."""
 
@@ -35,6 +41,9 @@ def ends_with_a_sentence(main: Callable[[], None]) -> Callable[[], None]:
             if os.environ.get("RANK", "0") == "0":
                 print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(error.exit_code)
+        except PeersLost as lost:
+            print(f"error: {lost}", file=sys.stderr, flush=True)
+            sys.exit(lost.exit_code)
         except Preempted as stopped:
             if os.environ.get("RANK", "0") == "0":
                 print(stopped, flush=True)

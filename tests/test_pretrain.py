@@ -147,7 +147,7 @@ def test_a_run_that_goes_wrong_names_its_last_good_checkpoint_and_goes_on_from_i
     assert json.loads((tmp_path / "summary.json").read_text())["state"] == "failed"
     assert not (tmp_path / "encoder.safetensors").exists()  # it would be taken for this run's
     kept = tmp_path / "checkpoints/step_00000002"
-    assert call(*run, "--max-steps", 3, "--resume", kept) == 0
+    assert call(*run, "--max-steps", 3, "--resume", kept, "--allow-change", "optim.lr") == 0
     assert (tmp_path / "completed").exists()
     assert not (tmp_path / "failed").exists()
     assert good.keys() == load_file(tmp_path / "encoder.safetensors").keys()

@@ -32,7 +32,7 @@ def main() -> None:
     from simsiam.distributed.runtime import running
     from simsiam.run.folder import RunFolder
 
-    with running(settings.device) as runtime:
+    with running(settings.device, settings.world_size) as runtime:
         run(settings, runtime, RunFolder(settings.out))
 
 
@@ -135,8 +135,11 @@ def fine_tune(settings: Detect, data: "DetectionData", runtime: "Runtime", folde
         return answer
 
     clock = Clock(numbers.global_batch)
-    # A run that was cut off between its last save and its last test has nothing left but that.
-    answer = test_now(state.step) if state.step == numbers.stop_step else None
+    # An earlier run was cut off, or asked to end, between a save and the test that was due.
+    answer = None
+    if state.step == numbers.stop_step or (due(state.step, settings.test_every) and journal.lacks_answer(state.step)):
+        answer = test_now(state.step)
+        clock.restart()
     with Keeper(settings, numbers, runtime, state, checkpoints, journal, clock) as keeper:
         for micro_batches in clock.timed(batches.steps(state.step, numbers.stop_step)):
             result = train_step(state, ((b.images, b.targets, b.seed) for b in micro_batches))

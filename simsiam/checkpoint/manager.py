@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from simsiam.checkpoint.manifest import NAME, damage, file_facts, world_size_of, write_manifest
+from simsiam.checkpoint.manifest import NAME, damage, file_facts, write_manifest
 from simsiam.checkpoint.reader import CheckedReader
 from simsiam.checkpoint.remote import Remote
 from simsiam.checkpoint.staging import Staging, checksums, differing
@@ -130,13 +130,6 @@ class Checkpoints:
                 raise ValueError(f"{len(strangers)} tensors are in one and not in the other, such as {strangers[0]}")
             dcp.load(tensors, storage_reader=reader, no_dist=self.runtime.world_size == 1)
         state.restore()
-        wrote = world_size_of(path) if (path / NAME).exists() else self.runtime.world_size
-        if self.runtime.is_main and wrote != self.runtime.world_size:
-            print(
-                f"{path} was written by {wrote} rank(s) and goes on with {self.runtime.world_size}: batches, views and "
-                "their order stay the same to the bit, sums over the batch round differently",
-                flush=True,
-            )
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint on disk, as this rank sees it."""
@@ -242,6 +235,7 @@ class Checkpoints:
         os.rename(temporary, final)
         _sync_folder(self.folder)
         write_manifest(final, step, self.runtime.world_size, facts)
+        _sync_folder(final)  # only now may older ones go
         if self._remote is not None:
             self._remote.upload(final, final.name, [NAME])
             self._remote.write_text("latest", final.name + "\n")

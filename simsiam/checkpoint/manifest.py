@@ -60,11 +60,6 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def world_size_of(folder: Path) -> int:
-    """The number of ranks that wrote a checkpoint which `damage` has passed."""
-    return int(json.loads((folder / NAME).read_text())["world_size"])
-
-
 def _text(told: dict[str, Any]) -> str:
     plain = json.dumps(told, sort_keys=True)
     return json.dumps({**told, "sha256": hashlib.sha256(plain.encode()).hexdigest()}, sort_keys=True, indent=1) + "\n"

@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 import simsiam
-from simsiam.errors import UserError
+from simsiam.errors import Preempted, UserError
 
 
 def run_script(script: str, *arguments: object, ranks: int = 1) -> None:
     """Shows and runs `lincls.py`, `simsiam` or another script to its end, under torchrun where there are several ranks.
 
-    Raises UserError where it fails; it has said why.
+    Raises UserError where it fails, which has said why, and Preempted where it was asked to end and has saved.
     """
     words = [str(word) for word in arguments]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
@@ -27,3 +27,6 @@ def run_script(script: str, *arguments: object, ranks: int = 1) -> None:
     print(f"\n$ {shown}", flush=True)
     if subprocess.run([sys.executable, *torchrun, *program, *words], check=False).returncode:
         raise UserError(f"`{shown}` failed; what it printed above says why")
+    out = words[words.index("--out") + 1] if "--out" in words else ""
+    if out and (Path(out) / "preempted").exists():
+        raise Preempted(f"`{shown}` was asked to end; the same command goes on with it")

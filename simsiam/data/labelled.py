@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from simsiam.data.image_set import BadImage, ImageSet
+from simsiam.data.loader_workers import stay_with_rank
 from simsiam.data.loaders.torchvision import as_is
 from simsiam.settings.tree import Views
 
@@ -41,6 +42,7 @@ def centre_batches(
             batch_size=None,
             collate_fn=as_is,
             num_workers=min(workers, len(chunks)),
+            worker_init_fn=stay_with_rank,
         )
     )
 

@@ -14,6 +14,7 @@ from torchvision.transforms.v2.functional import hflip
 
 from simsiam.data.counter import bits, uniform
 from simsiam.data.image_set import BadImage
+from simsiam.data.loader_workers import stay_with_rank
 from simsiam.data.loaders.torchvision import as_is
 from simsiam.data.plan import Plan, micro_batch
 from simsiam.data.stand_ins import read_or_next
@@ -55,6 +56,7 @@ class TrainingBatches:
             batch_size=None,
             collate_fn=as_is,
             num_workers=self._workers,
+            worker_init_fn=stay_with_rank,
             prefetch_factor=2 if self._workers else None,
             pin_memory=self._device.type == "cuda",
         )
@@ -92,6 +94,7 @@ def images_to_test(images: DetectionSet, numbers: range, workers: int) -> Iterat
             batch_size=None,
             collate_fn=as_is,
             num_workers=workers,
+            worker_init_fn=stay_with_rank,
             prefetch_factor=4 if workers else None,
         )
     )

@@ -4,6 +4,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from simsiam.distributed.waiting import waiting
+
 # Renamed in torch 2.14; the old name warns there, the new one is missing before.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
@@ -20,17 +22,20 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     """The mean over ranks of a tensor of equal shape on each, without gradient."""
     if world_size() == 1:
         return value
-    value = value.detach().clone()
-    dist.all_reduce(value)
-    return value / world_size()
+    return add_up(value.detach().clone()) / world_size()
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
     """The sum over ranks of a tensor of equal shape on each, without gradient."""
     if world_size() == 1:
         return value
-    value = value.detach().clone()
-    dist.all_reduce(value)
+    return add_up(value.detach().clone())
+
+
+def add_up(value: Tensor) -> Tensor:
+    """Makes a tensor the sum over ranks, in place; returns it."""
+    with waiting.counted(value.device):
+        dist.all_reduce(value)
     return value
 
 
@@ -50,7 +55,9 @@ def gather_equal(rows: Tensor) -> Tensor:
     if world_size() == 1:
         return rows
     everyone = rows.new_empty(world_size() * rows.shape[0], *rows.shape[1:])
-    _all_gather(everyone, rows.detach().contiguous())
+    rows = rows.detach().contiguous()
+    with waiting.counted(rows.device):
+        _all_gather(everyone, rows)
     return everyone
 
 

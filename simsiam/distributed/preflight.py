@@ -46,7 +46,6 @@ def preflight(
     facts: dict[str, str],
     *,
     folder: Path,
-    expected_world_size: int,
     checkpoint_bytes: int,
     workers: int = 0,
 ) -> str:
@@ -55,7 +54,6 @@ def preflight(
     Args:
         facts: what must be equal on all ranks besides code and torch, by name, such as `settings` and `dataset`.
         folder: the run folder.
-        expected_world_size: ranks that must be there; 0 takes any number.
         checkpoint_bytes: size of a checkpoint in the run folder; 0 where they are kept elsewhere.
         workers: loader processes of a rank, which hand over batches in shared memory.
 
@@ -66,12 +64,6 @@ def preflight(
         UserError: what must be equal is not, a clock is off by more than 5 s, or two checkpoints do not fit. It is the
             same on every rank.
     """
-    # Here and not in the exchange: a rank that is left alone by a slow clock would find itself in agreement.
-    if expected_world_size not in (0, runtime.world_size):
-        raise UserError(
-            f"The run has {runtime.world_size} rank(s), but --world-size asks for {expected_world_size}; see that "
-            "every node is up and its clock right, and that --nnodes and --nproc_per_node are those of the run"
-        )
     facts = {"code": code_version(), "torch": torch.__version__, **facts}
     free, shared = _free_bytes(folder) if runtime.is_main else 0, _free_bytes(_SHARED_MEMORY)
     runtime.barrier()

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from simsiam.distributed.store import fresh_store
 from simsiam.distributed.threads import usable_cores
-from simsiam.errors import UserError
+from simsiam.errors import PeersLost, UserError
 
 T = TypeVar("T")
 
@@ -74,8 +74,11 @@ class Runtime:
 
 
 @contextmanager
-def running(device: str) -> Iterator[Runtime]:
+def running(device: str, world_size: int = 0) -> Iterator[Runtime]:
     """The process group of this run, from torchrun's variables; plain `python` is one rank.
+
+    `world_size` is how many ranks there must be, 0 any number. Each rank looks for itself: one that a slow clock has
+    left alone would find itself in agreement. Raises UserError then, and PeersLost where other ranks end or go away.
 
     At the end the ranks meet and the group is destroyed: without that, three clean runs in four abort on exit. After an
     exception they do not meet: the process says what it has to say and ends, whatever its group still waits for.
@@ -90,6 +93,11 @@ def running(device: str) -> Iterator[Runtime]:
     else:
         torch.set_num_threads(max(1, usable_cores() // local_world))
         _keep_freed_memory()
+    if world_size not in (0, world):
+        raise UserError(
+            f"The run has {world} rank(s), but --world-size asks for {world_size}; see that every node is up and its "
+            "clock right, and that --nnodes and --nproc_per_node are those of the run"
+        )
     store = fresh_store(rank, world, _COMING) if world > 1 else None
     runtime = Runtime(rank, world, local, where, store=store)
     try:
@@ -104,9 +112,21 @@ def running(device: str) -> Iterator[Runtime]:
         if store is not None:
             dist.destroy_process_group()
     except BaseException as error:
-        if store is not None:
-            _leave_alone(error)
+        if store is None:
+            raise
+        _leave_alone(error)
+        if _is_of_the_network(error):
+            reason = " ".join(str(error).split())[-200:]
+            raise PeersLost(
+                f"rank {rank} lost the others ({reason}); one of them ended, and said why, or the network failed; the "
+                "same command goes on from the newest checkpoint"
+            ) from None
         raise
+
+
+def _is_of_the_network(error: BaseException) -> bool:
+    """Whether a collective or the store failed; gloo says so by a plain RuntimeError that names its own source."""
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "gloo" in str(error))
 
 
 def _end_with_parent() -> None:

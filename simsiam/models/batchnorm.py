@@ -8,10 +8,9 @@ written on ATen's per-channel kernels, which exist for both.
 """
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from simsiam.distributed.collectives import gather_equal, world_size
+from simsiam.distributed.collectives import add_up, gather_equal, world_size
 
 aten = torch.ops.aten
 _PIECE = 1024  # numbers a channel that a CPU kernel may add up in a row
@@ -95,7 +94,7 @@ class _Normalise(torch.autograd.Function):
         # DDP averages parameter gradients over ranks like any other, so they stay this rank's own.
         grad_weight, grad_bias = (None, None) if weight is None else sums.sum(1).unbind()
         if world_size() > 1:
-            dist.all_reduce(sums)
+            add_up(sums)
         # dx = w invstd (dy - mean(dy) - xhat mean(dy xhat)): coefficients of dy, x and 1, each per view and channel.
         of_dy = invstd if weight is None else invstd * weight
         of_x = -of_dy * invstd * sums[0] / count

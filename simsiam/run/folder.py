@@ -6,8 +6,8 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,9 @@ class RunFolder:
         except Preempted:
             raise
         except BaseException:
-            if self._begun:
-                self.mark("failed")
+            with suppress(OSError):  # the folder may be what failed
+                if self._begun and self._lock.is_ours():
+                    self.mark("failed")
             raise
         finally:
             if runtime.is_main:
@@ -60,7 +61,8 @@ class RunFolder:
         # An encoder file of an earlier end would be taken for this run's; its weights are in the checkpoint too.
         self.encoder.unlink(missing_ok=True)
         self.mark("in-progress")
-        text = yaml.safe_dump(_plain(asdict(settings)), sort_keys=False)
+        # What was admitted once is by now how the run is; config.yaml given as recipe admits nothing.
+        text = yaml.safe_dump(_plain(asdict(replace(settings, allow_change=[]))), sort_keys=False)
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         write_atomically(self.path / "config.yaml", f"# {command}\n# python {platform.python_version()}\n{text}")
 
@@ -79,10 +81,18 @@ class RunFolder:
                 f"{self.path} already holds a run and --resume is never; give another --out or remove the folder"
             )
         holds_one = any(self.checkpoints.glob("step_*")) or settings.checkpoint.folder
-        if settings.resume == "auto" and holds_one:
+        if self.goes_on(settings.resume) and holds_one:
             # A sweep chooses its rates, and notes what it has chosen.
             swept = ("optim.lr", "optim.head_lr") if getattr(settings, "sweep", "") else ()
             check_unchanged(self.path / "config.yaml", settings, (*settings.allow_change, *swept))
+
+    def goes_on(self, resume: str) -> bool:
+        """Whether `--resume` means the run of this folder, if there is one: by `auto`, or by a path in it."""
+        return resume == "auto" or (resume != "never" and self.path.resolve() in (Path(resume) / "_").resolve().parents)
+
+    def check_ours(self, runtime: Runtime) -> None:
+        """Ends the run on every rank where another job has taken the folder over. Every rank must call it."""
+        runtime.on_main(self._lock.check)
 
     def mark(self, state: str) -> None:
         """Shows that the run is in one of `STATES`; what starts jobs again looks for `preempted`."""

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torchvision.io import write_png
+from torchvision.io import encode_png
 
 from simsiam.data.stand_ins import Named, WithStandIns
 from simsiam.distributed.collectives import mean_over_ranks
@@ -21,6 +21,7 @@ from simsiam.run.progress import Progress
 from simsiam.settings.derive import Numbers
 from simsiam.settings.tree import Job, Views
 from simsiam.training.clock import Clock
+from simsiam.training.skew import over_ranks, remark
 from simsiam.training.state import TrainState
 from simsiam.training.step import StepResult
 
@@ -48,6 +49,7 @@ class Journal:
         self._progress = Progress(numbers.stop_step, state.step, shown=runtime.is_main, hidden=settings.hide_progress)
         self._began, self._first_step = time.perf_counter(), state.step
         self._bad: set[int] = set()
+        self._wants_views = runtime.is_main and not (folder.path / "first_views.png").exists()
         self.summary: dict[str, Any] = folder.read_summary() if runtime.is_main and state.step else {}
         if facts is not None:
             self.say(banner(settings, numbers, runtime, state, facts))
@@ -59,10 +61,12 @@ class Journal:
     def first_views(self, batches: Iterable[tuple[Tensor, ...]], views: Views) -> Iterator[tuple[Tensor, ...]]:
         """Hands on what a step's micro-batches are made into; the first views the run ever sees become a picture."""
         for number, images in enumerate(batches):
-            if number == 0 and self._runtime.is_main and not (self.folder.path / "first_views.png").exists():
+            if number == 0 and self._wants_views:
+                self._wants_views = False
                 picture = view_grid(images, views)
-                write_png(picture, str(self.folder.path / "first_views.png"))
                 self._metrics.pictures("first_views", picture)
+                with self._metrics.whatever_the_disk_says():
+                    (self.folder.path / "first_views.png").write_bytes(encode_png(picture).numpy().tobytes())
             yield images
 
     def picture(self, name: str, picture: Tensor | None) -> None:
@@ -84,7 +88,7 @@ class Journal:
     ) -> None:
         """A line of metrics and a look for the eyes. Every rank must call it."""
         step, numbers = state.step, self._numbers
-        timing = clock.read()
+        timing = over_ranks(clock.read(), self._runtime.device)
         values = {
             "epoch": round(step / numbers.steps_per_epoch, 4),
             "loss": mean_over_ranks(result.loss).item(),
@@ -104,7 +108,7 @@ class Journal:
         done = step - self._first_step
         left = (time.perf_counter() - self._began) / max(done, 1) * (numbers.stop_step - step)
         rate = f"{timing['pairs_per_second']:.0f} pairs/s  data {waiting:.0f}%"
-        words = [f"epoch {values['epoch']:.2f}", f"loss {values['loss']:.4f}", text, rate]
+        words = [f"epoch {values['epoch']:.2f}", f"loss {values['loss']:.4f}", text, rate, remark(timing)]
         self._progress.report(step, "  ".join(filter(None, words)), left)
 
     def answer(self, step: int, **figures: float) -> None:
@@ -116,6 +120,10 @@ class Journal:
             best = {f"{name}_best": max(v for _, v in history)} if history else {}
             start = {f"{name}_random": history[0][1]} if history and history[0][0] == 0 else {}
             self.summary.update({name: value, **best, **start})
+
+    def lacks_answer(self, step: int) -> bool:
+        """Whether what went before ended at `step` without its evaluation. Every rank must call it."""
+        return self._runtime.on_main(lambda: step > 0 and not self._metrics.has_answer(step))
 
     def is_best(self, name: str) -> bool:
         """Whether the newest answer is the best so far; on rank 0."""

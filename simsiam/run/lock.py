@@ -82,7 +82,7 @@ class RunLock:
         self._ends.set()
         self._thread.join()
         with suppress(OSError):  # a folder that is gone or read-only by now; the process ends, and so does its lock
-            if self._is_ours():
+            if self.is_ours():
                 self.path.unlink()
         self._drop()
 
@@ -141,7 +141,8 @@ class RunLock:
             holder = heir
         return holder
 
-    def _is_ours(self) -> bool:
+    def is_ours(self) -> bool:
+        """Whether this job has the folder, so that what it writes there overwrites nobody."""
         holder = self._holder()
         return holder is not None and holder.token == self._token
 
@@ -159,7 +160,7 @@ class RunLock:
         self._job["since"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         try:
             self._write(0)
-            if self._is_ours():
+            if self.is_ours():
                 return True
         except OSError:
             path.unlink(missing_ok=True)

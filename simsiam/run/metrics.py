@@ -23,46 +23,51 @@ class Metrics:
         self._path = folder / "metrics.jsonl" if folder else None
         if folder is None:
             return
-        from torch.utils.tensorboard import SummaryWriter
+        from simsiam.run.board import Board, Growing  # here, since TensorBoard takes long to import
 
         lines = self._path.read_text().splitlines() if self._path.exists() and step else []
         self._path.write_text("".join(line + "\n" for line in lines if _step(line) <= step))
-        self._file = self._path.open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self._file = Growing(self._path)
+        self._board = Board(folder / "tensorboard", purge_step=step + 1 if step else 0)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """One line: step and values, numbers or strings; numbers go to TensorBoard too. NaN is written as null."""
         if self._file is None:
             return
         line = {"step": step, **{key: _number(value) for key, value in values.items()}}
-        with self._whatever_the_disk_says():
-            self._file.write(json.dumps(line) + "\n")  # where flushing fails the buffer keeps it for the next time
-            self._file.flush()
-        with self._whatever_the_disk_says():
-            for key, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._board.add_scalar(key, value, step)
+        with self.whatever_the_disk_says():
+            self._file.append((json.dumps(line) + "\n").encode())
+        for key, value in values.items():
+            if isinstance(value, (int, float)):
+                with self.whatever_the_disk_says():
+                    self._board.scalar(key, value, step)
 
     def series(self, key: str) -> list[tuple[int, float]]:
         """(step, value) of a scalar over the whole run, from before a resume too; empty on ranks other than 0."""
-        lines = map(_object, self._path.read_text().splitlines()) if self._path and self._path.exists() else ()
-        return [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+        return [(line["step"], line[key]) for line in self._lines() if line.get(key) is not None]
+
+    def has_answer(self, step: int) -> bool:
+        """Whether an evaluation at that step was written: a line without a loss."""
+        return any(line.get("step") == step and "loss" not in line for line in self._lines())
 
     def pictures(self, name: str, images: Tensor) -> None:
         """A picture, uint8 (3, H, W), for TensorBoard."""
         if self._board is not None:
-            with self._whatever_the_disk_says():
-                self._board.add_image(name, images, 0)
+            with self.whatever_the_disk_says():
+                self._board.picture(name, images)
 
     def close(self) -> None:
         """Flushes and closes both."""
         if self._file is not None:
             for part in (self._file, self._board):
-                with self._whatever_the_disk_says():
+                with self.whatever_the_disk_says():
                     part.close()
 
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        return map(_object, self._path.read_text().splitlines() if self._path and self._path.exists() else ())
+
     @contextmanager
-    def _whatever_the_disk_says(self) -> Iterator[None]:
+    def whatever_the_disk_says(self) -> Iterator[None]:
         """Curves are no reason to lose a run: a disk that is full is told once, and training goes on."""
         try:
             yield

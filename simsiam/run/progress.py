@@ -1,6 +1,8 @@
 """One line on a terminal, plain lines in a pipe; rank 0 only."""
 
+import os
 import sys
+from contextlib import suppress
 from datetime import timedelta
 
 from tqdm import tqdm
@@ -30,7 +32,7 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(text)
         elif self._lines:
-            print(f"step {step}/{self._total}  {text}  eta {timedelta(seconds=round(seconds_left))}", flush=True)
+            _print(f"step {step}/{self._total}  {text}  eta {timedelta(seconds=round(seconds_left))}")
 
     def say(self, text: str) -> None:
         """A line of its own, which `--hide_progress` does not silence."""
@@ -39,9 +41,19 @@ class Progress:
         if self._bar is not None:
             self._bar.write(text)
         else:
-            print(text, flush=True)
+            _print(text)
 
     def close(self) -> None:
         """Ends the line."""
         if self._bar is not None:
             self._bar.close()
+
+
+def _print(text: str) -> None:
+    """A line to whoever reads; a reader that has gone, such as `head` or a terminal, is no reason to lose a run."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        with suppress(OSError, ValueError):
+            # What is still in the buffer would fail again when the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -44,7 +44,6 @@ def check_start(
             runtime,
             {"settings": config_hash(settings), "dataset": data_sha256},
             folder=folder.path,
-            expected_world_size=settings.world_size,
             checkpoint_bytes=0 if elsewhere else sum(tensor.nbytes for tensor in state.tensors().values()),
             workers=getattr(settings, "workers", 0),
         )
@@ -53,7 +52,7 @@ def check_start(
 
 
 def _compare(settings: Job, folder: RunFolder, state: TrainState, facts: dict[str, str | int]) -> str | None:
-    goes_on = state.step > 0 and settings.resume == "auto"
+    goes_on = state.step > 0 and folder.goes_on(settings.resume)
     earlier = read_facts(folder.path) if goes_on else {}
     check_facts(folder.path, earlier, facts, settings.allow_change)
     write_facts(folder.path, facts)

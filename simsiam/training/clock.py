@@ -1,9 +1,10 @@
-"""Where the time goes: waiting for data, stepping, pairs per second, time to the end."""
+"""Where the time goes: waiting for data and for other ranks, stepping, pairs per second."""
 
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from simsiam.distributed.waiting import waiting
 from simsiam.errors import UserError
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ class Clock:
     def restart(self) -> None:
         """Begins a new interval; call it too after anything that is no training (evaluation, a save)."""
         self._begin = time.perf_counter()
-        self._data, self._steps = 0.0, 0
+        self._data, self._steps, self._waited = 0.0, 0, waiting.seconds()
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
         """Hands on the loader's batches, one a step, and counts the seconds spent waiting for them."""
@@ -39,11 +40,15 @@ class Clock:
             yield batch
 
     def read(self) -> dict[str, float]:
-        """Means over the interval: seconds a step, of them waiting for data, and pairs/s; then a new interval."""
+        """Means over the interval: seconds a step, of them waiting for data and in collectives, and pairs/s.
+
+        Then begins a new interval.
+        """
         steps, elapsed = max(self._steps, 1), time.perf_counter() - self._begin
         reading = {
             "step_seconds": elapsed / steps,
             "data_seconds": self._data / steps,
+            "collective_seconds": (waiting.seconds() - self._waited) / steps,
             "pairs_per_second": self.pairs_per_step * self._steps / elapsed,
         }
         self.restart()

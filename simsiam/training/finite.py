@@ -1,14 +1,18 @@
 """Notices the first step whose loss or gradient is not finite, without waiting for the device at every step."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd import Variable
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from simsiam.distributed.collectives import gather_equal
+from simsiam.distributed.waiting import Instant, instant, waiting
 
 _NEVER = 1 << 62
 
@@ -48,7 +52,8 @@ class FiniteGuard:
 class OwnGradients:
     """A communication hook of DDP: averages gradients as without it, and looks at this rank's own before.
 
-    Afterwards every rank has the same, and nobody could tell where the first NaN came from.
+    Afterwards every rank has the same, and nobody could tell where the first NaN came from. It also counts how long the
+    backward pass, which has nothing more to compute, waits for the averages.
     """
 
     def __init__(self, model: DistributedDataParallel, device: torch.device) -> None:
@@ -62,4 +67,18 @@ class OwnGradients:
 
     def _average(self, group: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         self.finite.logical_and_(bucket.buffer().isfinite().all())
-        return allreduce_hook(group, bucket)
+        average = allreduce_hook(group, bucket)
+        if bucket.is_last():
+            _at_the_end_of_backward(partial(self._ask_again, instant(bucket.buffer().device)))
+        return average
+
+    def _ask_again(self, begin: Instant) -> None:
+        # What is called at the end is called in the order of asking, and DDP, which waits there, asked after this.
+        _at_the_end_of_backward(partial(self._waited, begin))
+
+    def _waited(self, begin: Instant) -> None:
+        waiting.add(begin, instant(self.finite.device))
+
+
+def _at_the_end_of_backward(function: Callable[[], None]) -> None:
+    Variable._execution_engine.queue_callback(function)

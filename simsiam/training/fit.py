@@ -41,8 +41,11 @@ def fit(
         TrainingStopped: the loss or a gradient was not finite.
     """
     clock = Clock(numbers.global_batch)
-    if state.step == numbers.stop_step:
-        validate()  # an earlier run was cut off between its last save and its last answer
+    every = settings.val_every * numbers.steps_per_epoch
+    # An earlier run was cut off, or asked to end, between a save and the answer that was due.
+    if state.step == numbers.stop_step or (due(state.step, every) and journal.lacks_answer(state.step)):
+        validate()
+        clock.restart()
     with Keeper(settings, numbers, runtime, state, checkpoints, journal, clock) as keeper:
         for micro_batches in clock.timed(loader.steps(state.step, numbers.stop_step)):
             result = train_step(state, map(inputs, micro_batches))
@@ -52,6 +55,6 @@ def fit(
                 journal.log(state, result, clock, {})
             if now.saves:
                 keeper.save()
-            if now.last or due(state.step, settings.val_every * numbers.steps_per_epoch):
+            if now.last or due(state.step, every):
                 with keeper.evaluating("validation"):
                     validate()

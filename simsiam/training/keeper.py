@@ -108,6 +108,7 @@ class Keeper:
         """
         with self._apart("saving"):
             self._settle()
+            self._journal.folder.check_ours(self._runtime)
             path = self._checkpoints.save(self._state)
             self._saved_at = time.monotonic()
             if self._ends_because and self._state.step < self._numbers.stop_step:

@@ -29,7 +29,7 @@ def answers(ranks: int, folder: Path, change: Callable[[int, dict[str, str]], No
     def on_a_rank() -> str:
         rank, facts = dist.get_rank() if dist.is_initialized() else 0, dict(FACTS)
         change(rank, facts)
-        asked = {"expected_world_size": 0, "checkpoint_bytes": 1000, **more}
+        asked = {"checkpoint_bytes": 1000, **more}
         try:
             return preflight(Runtime(rank, ranks, rank, torch.device("cpu")), facts, folder=folder, **asked)
         except UserError as error:
@@ -43,7 +43,7 @@ def as_they_are(rank: int, facts: dict[str, str]) -> None: ...
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_ranks_that_agree_get_one_line_for_the_banner(ranks: int, tmp_path: Path) -> None:
-    for line in answers(ranks, tmp_path, as_they_are, expected_world_size=ranks):
+    for line in answers(ranks, tmp_path, as_they_are):
         said = r", clocks within 0\.\d s, all-reduce \d+\.\d\d GB/s" if ranks > 1 else ""
         expected = rf"{ranks} rank\(s\) agree on code, torch, settings, dataset{said}, \d+(\.\d)? [GM]iB free"
         assert re.fullmatch(expected, line), line
@@ -111,12 +111,6 @@ def test_a_rank_that_differs_is_named_on_every_rank(ranks: int, change: Callable
     told = answers(ranks, tmp_path, change)
     assert set(told) == {told[0]}
     assert re.match(f"refused: {says}", told[0]), told[0]
-
-
-def test_a_world_of_another_size_is_refused_by_each_rank_for_itself(tmp_path: Path) -> None:
-    """A slow clock leaves one node alone with WORLD_SIZE=1: there is nobody to compare with."""
-    (told,) = answers(1, tmp_path, as_they_are, expected_world_size=2)
-    assert told.startswith("refused: The run has 1 rank(s), but --world-size asks for 2; ")
 
 
 def test_two_checkpoints_must_fit_on_the_disk_of_rank_0(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from simsiam.distributed.runtime import running
+from simsiam.errors import UserError
 from tests.conftest import ROOT, clean_environment
 
 ENVIRONMENT = {**clean_environment(), "PYTHONPATH": str(ROOT)}
@@ -57,6 +59,37 @@ def within(seconds: float, holds: Callable[[], bool]) -> bool:
     return True
 
 
+def test_another_number_of_ranks_than_asked_for_is_refused_by_each_for_itself() -> None:
+    """A slow clock leaves one node alone with WORLD_SIZE=1: there is nobody to compare with."""
+    with pytest.raises(UserError, match=r"The run has 1 rank\(s\), but --world-size asks for 2; "), running("cpu", 2):
+        pytest.fail("it began")
+
+
+LOSES = """
+import os, sys
+import torch, torch.distributed as dist
+from simsiam.distributed.runtime import running
+from simsiam.errors import ends_with_a_sentence
+
+@ends_with_a_sentence
+def main():
+    with running("cpu") as runtime:
+        runtime.barrier()
+        if runtime.rank == 0:
+            os._exit(9)
+        dist.all_reduce(torch.ones(4))
+
+main()
+"""
+
+
+def test_who_loses_the_others_says_so_in_a_sentence(tmp_path: Path) -> None:
+    (gone, _), (left, told) = both(tmp_path, LOSES)
+    assert (gone, left) == (9, 1)
+    assert "error: rank 1 lost the others (" in told
+    assert "Traceback" not in told
+
+
 RAISES = """
 import sys, time
 import torch, torch.distributed as dist
@@ -77,11 +110,19 @@ main()
 
 
 def test_a_rank_that_raises_ends_with_its_code_whatever_its_group_waits_for(tmp_path: Path) -> None:
-    (tmp_path / "raises.py").write_text(RAISES)
+    code, told = both(tmp_path, RAISES, wanted=1)[0]
+    assert code == 2, told
+    assert "error: a mistake" in told
+    assert "terminate called" not in told
+
+
+def both(folder: Path, script: str, wanted: int = 2) -> list[tuple[int, str]]:
+    """Two ranks of a script: exit code and standard error of the first so many; what does not end by then is killed."""
+    (folder / "script.py").write_text(script)
     served = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(tmp_path / "raises.py")],
+            [sys.executable, str(folder / "script.py")],
             cwd=ROOT,
             env={**ENVIRONMENT, **served, "RANK": str(rank)},
             text=True,
@@ -90,14 +131,11 @@ def test_a_rank_that_raises_ends_with_its_code_whatever_its_group_waits_for(tmp_
         for rank in range(2)
     ]
     try:
-        _, told = ranks[0].communicate(timeout=120)
+        return [(rank.wait(timeout=120), rank.communicate()[1]) for rank in ranks[:wanted]]
     finally:
         for process in ranks:
             process.kill()
             process.wait()
-    assert ranks[0].returncode == 2, told
-    assert "error: a mistake" in told
-    assert "terminate called" not in told
 
 
 def free_port() -> int:

@@ -1,5 +1,7 @@
 """Runs that are killed, stopped and damaged: ranks forked from the test, so that a start takes a second and not ten."""
 
+import atexit
+import faulthandler
 import hashlib
 import json
 import multiprocessing
@@ -18,11 +20,12 @@ import sklearn.datasets  # noqa: F401
 import timm  # noqa: F401
 import torch
 import torch.distributed.checkpoint as dcp
-import torch.utils.tensorboard
 import torchvision  # noqa: F401
 
 import simsiam.evaluation.monitor
 import simsiam.methods.registry
+import simsiam.methods.simsiam
+import simsiam.run.board
 import simsiam.training.keeper  # noqa: F401
 from tests.faults import drive
 
@@ -33,6 +36,9 @@ RUN = (
     "--checkpoint.every_epochs", 0, "--checkpoint.every_steps", 5, "--max-steps", 60, "--skip-preflight",
 )  # fmt: skip
 """Settings of a run whose steps take some 30 ms on a rank."""
+STEPS = 16
+SHORT = ("--max-steps", STEPS)
+"""Of a run that saves at 5, 10, 15 and 16; what `undisturbed` is the digest of, on two ranks."""
 
 Fault = dict[str, Any]
 
@@ -43,9 +49,14 @@ def a_fault(folder: Path, kind: str, point: str, step: int, *ranks: int) -> Faul
 
 
 def start(
-    ranks: int, out: Path, *arguments: object, settings: Sequence[object] = RUN, fault: Fault | None = None
+    ranks: int,
+    out: Path,
+    *arguments: object,
+    settings: Sequence[object] = RUN,
+    fault: Fault | None = None,
+    stdout: int | None = None,
 ) -> list[BaseProcess]:
-    """pretrain.py on so many gloo ranks, which write what they say to OUT.log."""
+    """pretrain.py on so many gloo ranks, which write what they say to OUT.log, or to another descriptor than that."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -53,7 +64,9 @@ def start(
     places |= {"MASTER_PORT": str(port), "FAULT": json.dumps(fault)}
     argv = ["pretrain.py", *map(str, (*settings, *arguments)), "--out", str(out)]
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_rank, args=(rank, places, argv, f"{out}.log")) for rank in range(ranks)]
+    processes = [
+        context.Process(target=_rank, args=(rank, places, argv, f"{out}.log", stdout)) for rank in range(ranks)
+    ]
     for process in processes:
         process.start()
     return processes
@@ -77,6 +90,13 @@ def run(
     return wait(start(ranks, out, *arguments, settings=settings, fault=fault))
 
 
+def check_goes_on(out: Path, undisturbed: str, *arguments: object) -> None:
+    """Lets a run of SHORT on two ranks go on to its end, which is that of the undisturbed one, with nothing left."""
+    assert run(2, out, *SHORT, *arguments) == [0, 0], said(out)
+    assert digest(out, STEPS) == undisturbed
+    assert left_behind(out) == []
+
+
 def kill(processes: Sequence[BaseProcess], number: signal.Signals = signal.SIGKILL) -> None:
     """Sends a signal to those that are alive; after SIGKILL waits for them."""
     for process in processes:
@@ -96,6 +116,18 @@ def wait_for(path: Path, processes: Sequence[BaseProcess], seconds: float = 60) 
         time.sleep(0.005)
 
 
+def holding(fault: Fault, processes: Sequence[BaseProcess]) -> Path:
+    """Waits until a fault of the kind `hold` holds its rank; the file that lets it go on."""
+    wait_for(Path(fault["once"]), processes)
+    return Path(f"{fault['once']}.go")
+
+
+def children(process: BaseProcess) -> list[int]:
+    """The processes that a rank has started."""
+    tasks = Path(f"/proc/{process.pid}/task").iterdir()
+    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+
+
 def checkpoint(out: Path, step: int = 60) -> Path:
     """Where a run's checkpoint of a step is."""
     return out / f"checkpoints/step_{step:08d}"
@@ -113,20 +145,26 @@ def state_at(path: Path) -> dict[str, torch.Tensor]:
 
 
 def digest(out: Path, step: int = 60) -> str:
-    """SHA-256 over all that a checkpoint holds: parameters, buffers, momentum, step; and over every step's loss."""
-    held = state_at(checkpoint(out, step))
+    """`state_digest` of a run's checkpoint of a step, and every step's loss."""
+    losses = logged(out)
+    assert sorted(losses) == list(range(1, step + 1)), "a step was not logged, or twice"
+    return state_digest(checkpoint(out, step)) + json.dumps(losses)
+
+
+def state_digest(path: Path) -> str:
+    """SHA-256 over all that a checkpoint holds: parameters, buffers, momentum, step."""
+    held = state_at(path)
     assert any(key.endswith("momentum_buffer") for key in held)
     sha = hashlib.sha256()
     for key in sorted(held):
         sha.update(key.encode() + held[key].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    losses = logged(out)
-    assert sorted(losses) == list(range(1, step + 1)), "a step was not logged, or twice"
-    return sha.hexdigest() + json.dumps(losses)
+    return sha.hexdigest()
 
 
 def logged(out: Path) -> dict[int, float]:
     """The loss of each step."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "loss" in line]
     assert len({line["step"] for line in lines}) == len(lines), "a step was logged twice"
     return {line["step"]: line["loss"] for line in lines}
 
@@ -136,23 +174,31 @@ def said(out: Path) -> str:
     return Path(f"{out}.log").read_text()
 
 
+def sentences(out: Path, beginning: str) -> list[str]:
+    """The lines that the ranks printed with this beginning, `error: ` or `warning: `."""
+    return [line for line in said(out).splitlines() if line.startswith(beginning)]
+
+
 def left_behind(out: Path) -> list[str]:
     """What a run that is over must not leave: locks, temporary files and folders."""
     patterns = ("run.lock*", ".*.tmp", ".*.part", "checkpoints/.*", ".run.lock*", ".write-test")
     return sorted(str(path.relative_to(out)) for pattern in patterns for path in out.glob(pattern))
 
 
-def _rank(rank: int, places: dict[str, str], argv: list[str], log: str) -> None:
+def _rank(rank: int, places: dict[str, str], argv: list[str], log: str, stdout: int | None) -> None:
     os.environ.update(places, RANK=str(rank), LOCAL_RANK=str(rank))
     for name in ("DATA", "LOG"):
         os.environ.pop(name, None)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
+    os.dup2(descriptor if stdout is None else stdout, 1)
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     torch.set_num_threads(1)
     sys.argv = argv
+    faulthandler.disable()  # pytest has it enabled, and would have each crash written to the screen
+    atexit._clear()  # what the test's own process would do at its end
     code = drive.main()
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # without what the test's own process would do at its end
+    os._exit(code)

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.harness import (
+    SHORT,
+    STEPS,
     a_fault,
     checkpoint,
     digest,
@@ -18,16 +20,6 @@ from tests.faults.harness import (
     wait,
     wait_for,
 )
-
-STEPS = 16
-SHORT = ("--max-steps", STEPS, "--checkpoint.every_steps", 5)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
-    out = tmp_path_factory.mktemp("faults") / "undisturbed"
-    assert run(2, out, *SHORT) == [0, 0]
-    return digest(out, STEPS)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from simsiam.data.image_set import ImageSet
+from simsiam.data.loader_workers import stay_with_rank
 from simsiam.data.loaders import Crops
 from simsiam.data.plan import Plan, micro_batch
 from simsiam.data.stand_ins import read_or_next
@@ -33,6 +34,7 @@ class TorchvisionLoader:
             batch_size=None,
             collate_fn=as_is,
             num_workers=self._workers,
+            worker_init_fn=stay_with_rank,
             prefetch_factor=2 if self._workers else None,
             pin_memory=self._device.type == "cuda",
         )

@@ -1,0 +1,30 @@
+"""Worker processes of a loader: they end with their rank, and not before it."""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def stay_with_rank(worker: int) -> None:
+    """A DataLoader's `worker_init_fn`.
+
+    What asks a job to end may ask all of its processes at once, as a terminal and some schedulers do. The rank then
+    saves, for which it takes a step or two more, but torch has a worker end by a SIGTERM from anybody. And a worker
+    that is stopped or stuck does not notice by itself that its rank is gone.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_where_the_rank_asks, name="stay_with_rank", daemon=True).start()
+
+
+def _end_where_the_rank_asks() -> None:
+    rank = os.getppid()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != rank:
+        pass
+    os._exit(0)
