@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test faults lint clean
 
 quickstart: $(READY)
 	$(BIN)/python -m simsiam quickstart
@@ -12,6 +12,10 @@ quickstart: $(READY)
 # Two files at once, each on one core: most tests wait for start-ups or run small networks.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What kills, cuts and waits for an hour. `make faults RELEASE=1` has 500 kills in a row instead of 200.
+faults: $(READY)
+	OMP_NUM_THREADS=1 RELEASE=$(RELEASE) $(BIN)/python -m pytest -n 2 --dist loadfile -m faults
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -24,6 +24,15 @@ def pytest_configure(config: pytest.Config) -> None:
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the long tests of faults to `-m faults`. An `-m` in the options would give way to any other one."""
+    if "faults" in (config.option.markexpr or ""):
+        return
+    long = [item for item in items if item.get_closest_marker("faults")]
+    items[:] = [item for item in items if item not in long]
+    config.hook.pytest_deselected(items=long)
+
+
 @pytest.fixture
 def launch() -> Callable[..., subprocess.CompletedProcess]:
     """`launch("pretrain.py", *arguments, ranks=2)` runs a script to its end, under torchrun where there are ranks."""

@@ -280,8 +280,15 @@ def _told_as(what: str, remedy: str) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, UserError, TrainingStopped):
         raise
     except BaseException as error:  # dcp's CheckpointException is no Exception; a damaged pickle raises anything
-        reason = " ".join(str(error).split())[-300:] or type(error).__name__
-        raise UserError(f"{what} ({reason}); {remedy}") from None
+        raise UserError(f"{what} ({_reason(error)}); {remedy}") from None
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in a line; of dcp's CheckpointException what its ranks raised, for its own text is tracebacks."""
+    failures = getattr(error, "failures", None)
+    if failures:
+        return "; ".join(f"rank {rank}: {_reason(raised)}" for rank, (raised, _) in list(failures.items())[:3])
+    return " ".join(str(error).split())[-300:] or type(error).__name__
 
 
 def _named(folder: Path, beginning: str) -> list[Path]:
