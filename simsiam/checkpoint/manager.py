@@ -253,8 +253,10 @@ class Checkpoints:
         here = complete.index(final) + 1
         old = complete[: max(0, here - max(1, self.settings.keep))] + complete[here:]
         left = [path for path in _named(self.folder, "step_") if path not in complete and path < final]
-        for path in (*old, *left, *self.folder.glob(".step_*.tmp")):
+        for path in (*old, *left, *self.folder.glob(".step_*.tmp"), *self.folder.glob(".epoch_*.tmp")):
             _remove(path)
+        for path in self.folder.glob(".latest.*"):
+            path.unlink(missing_ok=True)
         if self._remote is not None:
             stay = {path.name for path in self._complete()}
             for name in self._remote.names():

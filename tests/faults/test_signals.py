@@ -111,7 +111,9 @@ def test_a_second_signal_ends_at_once_and_the_earlier_checkpoint_is_whole(
     kill(processes, number)
     time.sleep(3)  # within 2 s it would be the same wish
     keep_asking(processes, number)
-    assert wait(processes) == [128 + number] * 2
+    codes = wait(processes)
+    assert 128 + number in codes
+    assert set(codes) <= {128 + number, 1}  # one may see the other's end before its own second signal
     assert (out / "checkpoints/latest").read_text() == "step_00000005\n"
     check_goes_on(out, undisturbed)
 
@@ -119,9 +121,9 @@ def test_a_second_signal_ends_at_once_and_the_earlier_checkpoint_is_whole(
 def keep_asking(processes: list[BaseProcess], number: signal.Signals) -> None:
     """A busy machine may have seen the first signal late, and the second as the same."""
     for _ in range(60):
+        kill(processes, number)
         for process in processes:
-            kill([process], number)
-            process.join(0.5)
+            process.join(0.25)
         if not any(process.is_alive() for process in processes):
             return
 
