@@ -10,21 +10,32 @@ import time
 from datetime import timedelta
 from uuid import uuid4
 
-from torch.distributed import PrefixStore, Store
+from torch.distributed import DistNetworkError, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from simsiam.errors import UserError
+
+_ANSWERS = timedelta(minutes=1)
 
 
 def fresh_store(rank: int, world_size: int, timeout: timedelta) -> Store:
     """The store of torchrun's variables, for `init_process_group(store=...)`. Every rank must call it.
 
-    Raises UserError on rank 0 where ranks do not come in time.
+    Raises UserError on rank 0 where ranks do not come in time, and on each where torchrun's store is not there.
     """
-    store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        return agree_on_prefix(store, rank, world_size, timeout)
-    return store  # rank 0 of this attempt serves it, so nobody has written there before
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        # Rank 0 of this attempt serves it, so nobody has written there before.
+        return next(rendezvous("env://", rank, world_size, timeout=timeout))[0]
+    try:
+        # torchrun had it before it started this rank: one that does not answer was killed while this rank started.
+        store, _, _ = next(rendezvous("env://", rank, world_size, timeout=min(timeout, _ANSWERS)))
+    except DistNetworkError:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"The store of torchrun at {address} does not answer; see whether that torchrun has ended, and start again"
+        ) from None
+    store.set_timeout(timeout)
+    return agree_on_prefix(store, rank, world_size, timeout)
 
 
 def agree_on_prefix(store: Store, rank: int, world_size: int, timeout: timedelta) -> Store:

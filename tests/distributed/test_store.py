@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from uuid import uuid4
 import pytest
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore
 
+import simsiam.distributed.store
 from simsiam.distributed.store import agree_on_prefix, fresh_store
 from simsiam.errors import UserError
 from tests.conftest import ROOT, clean_environment
@@ -130,6 +132,17 @@ def test_a_store_of_this_attempt_alone_is_taken_as_it_is(monkeypatch: pytest.Mon
     store = fresh_store(0, 1, LONG)
     store.set("key", "value")
     assert "key" in [key.decode() if isinstance(key, bytes) else key for key in store.list_keys()]
+
+
+def test_a_rank_whose_torchrun_is_gone_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:  # and not listened to
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+        monkeypatch.setattr(simsiam.distributed.store, "_ANSWERS", timedelta(seconds=0.5))
+        with pytest.raises(UserError, match="does not answer; see whether that torchrun has ended"):
+            fresh_store(1, 2, timedelta(hours=1))
 
 
 KILLED = """
