@@ -86,6 +86,8 @@ class Watchdog:
         self._step, self._phase, self._stepped = 0, "starting", False
         self._moved = self._floor = time.monotonic()
         self._slowest = 0.0
+        # Seconds of the first step, all that is known of the second: it takes longer, but a large step takes minutes.
+        self._first = 0.0
         self._heard = time.monotonic()
         self._closing, self._ending = threading.Event(), threading.Lock()
         self._main = threading.main_thread().ident
@@ -98,7 +100,7 @@ class Watchdog:
         if not self._timeout:
             return
         self._file = self._open()
-        self._heard = time.monotonic()
+        self._heard = self._moved = time.monotonic()
         if self._runtime.store is not None:
             # The first beat is not left to a thread: of a rank that stops at once the others must know the process.
             self._peers = _Peers(self._runtime, self._timeout, self._interval)
@@ -112,10 +114,12 @@ class Watchdog:
     def beat(self, step: int) -> None:
         """Says that `step` steps are done."""
         now = time.monotonic()
+        took = now - max(self._moved, self._floor)
         if self._stepped:
-            self._slowest = max(self._slowest, now - max(self._moved, self._floor))
-        elif self._phase == "starting":
-            self._phase = ""
+            self._slowest, self._first = max(self._slowest, took), 0.0
+        else:
+            self._first = took
+            self._phase = "" if self._phase == "starting" else self._phase
         self._step, self._stepped, self._moved = step, True, now
 
     @contextmanager
@@ -169,7 +173,7 @@ class Watchdog:
         return Beat(number, self._step, self._phase, idle, self._limit(), waits, place, _host(), os.getpid(), born())
 
     def _limit(self) -> float:
-        return max(self._timeout, 5 * self._slowest)
+        return max(self._timeout, 5 * max(self._slowest, self._first))
 
     def _end(self, verdict: Verdict) -> NoReturn:
         """Stacks, sentence, the end. The ranks wait for each other: torchrun ends all as soon as one has."""

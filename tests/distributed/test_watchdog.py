@@ -207,3 +207,15 @@ def test_the_stacks_say_where_all_threads_stood(name: str, ended: dict[str, tupl
 def test_a_process_is_known_by_when_it_began() -> None:
     assert born() == born(os.getpid()) != ""
     assert born(2**22 + 1) == "", "beyond the largest number of a process"
+
+
+def test_a_large_step_is_no_hang_before_anything_is_known_but_the_first(tmp_path: Path) -> None:
+    watchdog = Watchdog(Runtime(0, 1, 0, torch.device("cpu")), tmp_path, 30.0)
+    watchdog._moved = watchdog._floor = time.monotonic() - 100  # when the first step began
+    watchdog.beat(1)
+    assert watchdog._beat(0).limit > 400
+    watchdog.beat(2)
+    assert watchdog._beat(0).limit == 30
+    watchdog._moved -= 10
+    watchdog.beat(3)
+    assert watchdog._beat(0).limit > 40
