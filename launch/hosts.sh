@@ -2,7 +2,7 @@
 # One run on several machines that ssh reaches, without a scheduler:
 #   launch/hosts.sh node1,node2,node3 pretrain.py --recipe imagenet-r50-100ep --data /data/imagenet --out /shared/runs/r50
 # Every machine needs this folder and its Python environment at the same paths, the data, and --out on a shared disk; ssh
-# must ask for nothing, and the machines must reach the first one by its name. Ctrl-C, SIGTERM and SIGUSR1 make the run
+# must ask for nothing, and the machines must reach each other by these names. Ctrl-C, SIGTERM and SIGUSR1 make the run
 # save and end on all of them. Exit status: 0 complete, 75 saved and goes on by the same command, else a failure.
 # PET_NNODES=2:3 before it is content with two of the three; the other variables are in launch/node.sh.
 set -euo pipefail
@@ -30,7 +30,8 @@ trap 'rm -rf "$pids"' EXIT
 on_host() {
     local node=$1 command
     shift
-    printf -v command 'cd %q && echo $$ && exec env%s PET_NODE_RANK=%d launch/node.sh' "$PWD" "$environment" "$node"
+    printf -v command 'cd %q && echo $$ && exec env%s PET_NODE_RANK=%d PET_LOCAL_ADDR=%q launch/node.sh' \
+        "$PWD" "$environment" "$node" "${hosts[$node]#*@}"
     printf -v command '%s%s' "$command" "$(printf ' %q' "$@")"
     ssh -n -o BatchMode=yes -- "${hosts[$node]}" "$command" | {
         read -r pid && echo "$pid" >"$pids/$node"

@@ -4,8 +4,10 @@
 # Which part it is stands in torchrun's own variables, which Kubeflow sets too; without them it is the only node.
 #   PET_NNODES          number of nodes, or 1:4 for as many of one to four as there are
 #   PET_NODE_RANK       number of this one, from 0
-#   PET_NPROC_PER_NODE  ranks on each; default: one for each GPU
+#   PET_NPROC_PER_NODE  ranks on each; default: one for each GPU, of those in CUDA_VISIBLE_DEVICES where that is set
 #   PET_MASTER_ADDR     name of node 0, as the others reach it
+#   PET_LOCAL_ADDR      name of this one, as the others reach it; default: what the machine calls itself
+#   PET_RDZV_CONF       torchrun's --rdzv-conf, such as read_timeout=300 where nodes may come minutes apart
 #   PET_MASTER_PORT     a port on it that nobody else takes
 #   PET_RDZV_ID         name of the run, unlike that of any other run that might find the same port
 set -euo pipefail
@@ -13,6 +15,10 @@ set -euo pipefail
 nodes=${PET_NNODES:-1} node=${PET_NODE_RANK:-0} ranks=${PET_NPROC_PER_NODE:-}
 if [[ ! $ranks =~ ^[0-9]+$ ]]; then
     ranks=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ') || ranks=1
+    if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
+        IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
+        ranks=${#gpus[@]}
+    fi
 fi
 
 # A signal that torchrun does not know kills it and orphans the ranks; those that it knows it passes on. Given as
@@ -28,12 +34,14 @@ export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 
 export PET_RDZV_BACKEND=c10d PET_RDZV_ID=${PET_RDZV_ID:-simsiam} PET_NPROC_PER_NODE=$ranks
 if [[ $nodes == 1 ]]; then
-    export PET_RDZV_ENDPOINT=localhost:0
+    # Not by the machine's own name, which need not be known even to itself.
+    export PET_RDZV_ENDPOINT=localhost:0 PET_LOCAL_ADDR=${PET_LOCAL_ADDR:-localhost}
 else
     # Node 0 hosts the rendezvous. Left to itself torchrun compares host names, and not everywhere do they compare.
     host=0
     [[ $node == 0 ]] && host=1
-    export PET_RDZV_ENDPOINT=${PET_MASTER_ADDR:?"is the name of node 0"}:${PET_MASTER_PORT:-29400} PET_RDZV_CONF=is_host=$host
+    export PET_RDZV_ENDPOINT=${PET_MASTER_ADDR:?"is the name of node 0"}:${PET_MASTER_PORT:-29400}
+    export PET_RDZV_CONF=is_host=$host${PET_RDZV_CONF:+,$PET_RDZV_CONF}
 fi
 
 script=${1:?"give a script and its settings, such as pretrain.py --recipe imagenet-r50-100ep"}

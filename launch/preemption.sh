@@ -39,28 +39,33 @@ finish() {
     return "$status"
 }
 
-# preemptible SIGNALS COMMAND...: runs the command, which must have an --out, and hands these signals on to it.
-# Exit status: 75 where the run has saved because it was asked to end, 0 where it is complete, else the command's.
+# preemptible SIGNALS COMMAND...: runs the command, which must have an --out, and hands these signals on to it; `asked` is
+# set once one came. Exit status: 75 where the run has saved because it was asked to end, or was asked before it took
+# signals and so had nothing to save; 0 where it is complete, else the command's.
+asked=''
 preemptible() {
-    local signals=$1 out preempted completed child signal status=0
+    local signals=$1 out preempted completed failed child signal status=0
     shift
     out=$(run_folder "$@") || {
         echo "error: no --out in: $*; give the run folder, whose marks tell whether the run is to be started again" >&2
         return 2
     }
-    preempted=$(mark "$out" preempted) completed=$(mark "$out" completed)
+    preempted=$(mark "$out" preempted) completed=$(mark "$out" completed) failed=$(mark "$out" failed)
     "$@" &
     child=$!
     trap : TERM # this shell lives on to tell; Slurm sends SIGTERM to the steps itself
     for signal in $signals; do
         # What runs in the background of a shell ignores SIGINT.
         # shellcheck disable=SC2064
-        trap "kill -${signal/INT/TERM} $child 2>/dev/null || true" "$signal"
+        trap "asked=$signal; kill -${signal/INT/TERM} $child 2>/dev/null || true" "$signal"
     done
     finish "$child" || status=$?
     # shellcheck disable=SC2086
     trap - TERM $signals
     is_new "$out" preempted "$preempted" && return 75
     is_new "$out" completed "$completed" && return 0
+    if [[ -n $asked && $status != 0 ]] && ! is_new "$out" failed "$failed"; then
+        return 75
+    fi
     return "$status"
 }

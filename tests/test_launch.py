@@ -26,7 +26,9 @@ STAND_INS = {
     "srun": """
 nodes=1 pids=()
 while [[ $1 == --* ]]; do [[ $1 != --nodes=* ]] || nodes=${1#*=}; shift; done
-for ((node = 0; node < nodes; node++)); do SLURM_NODEID=$node "$@" & pids+=($!); done
+for ((node = 0; node < nodes; node++)); do
+    SLURM_NODEID=$node SLURMD_NODENAME=node$((7 + node)) "$@" & pids+=($!)
+done
 trap 'kill -USR1 "${pids[@]}"' USR1
 for pid in "${pids[@]}"; do
     status=0; wait "$pid" || status=$?
@@ -192,6 +194,7 @@ def test_each_node_runs_one_torchrun_that_knows_its_part(submit: Callable[..., D
     seen = [dict(line.split("=", 1) for line in (tmp_path / str(n)).read_text().splitlines()) for n in range(2)]
     assert [node.pop("PET_RDZV_CONF") for node in seen] == ["is_host=1", "is_host=0"]
     assert [node.pop("PET_NODE_RANK") for node in seen] == ["0", "1"]
+    assert [node.pop("PET_LOCAL_ADDR") for node in seen] == ["node7", "node8"]
     assert seen[0] == seen[1] == {
         "PET_NNODES": "2",
         "PET_NPROC_PER_NODE": "4",
@@ -220,6 +223,31 @@ def test_torchrun_reads_what_node_sh_gives_as_variables(monkeypatch: pytest.Monk
         monkeypatch.setenv(f"PET_{name.upper()}", "7")
     read = vars(get_args_parser().parse_args(["pretrain.py"]))
     assert {name for name in names if str(read.get(name, "7")) != "7"} == set()
+
+
+@pytest.mark.parametrize(
+    ("visible", "ranks"), [(None, 3), ("", 3), ("5", 1), ("0,2", 2), ("GPU-a,GPU-b,MIG-c,GPU-d", 4), ("-1", 1)]
+)
+def test_a_node_has_a_rank_for_each_gpu_that_it_may_use(tmp_path: Path, visible: str | None, ranks: int) -> None:
+    given = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    env = environment(tmp_path)
+    (tmp_path / "bin/nvidia-smi").write_text("#!/bin/bash\nprintf 'GPU %s: H100\\n  MIG 1g: x\\n' 0 1 2\n")
+    (tmp_path / "bin/nvidia-smi").chmod(0o755)
+    (words,) = run_script(tmp_path, "node.sh", "pretrain.py", "--recipe", "quickstart", PATH=env["PATH"], **given).of(
+        "torchrun"
+    )
+    assert settings_of(words).world_size == ranks
+
+
+def test_a_node_adds_to_the_rendezvous_what_it_is_given(tmp_path: Path) -> None:
+    shows = 'echo "$PET_RDZV_CONF $PET_LOCAL_ADDR"'
+    nodes = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "node7", "PET_NPROC_PER_NODE": "1"}
+    given = {"PET_RDZV_CONF": "read_timeout=300", "PET_LOCAL_ADDR": "node8"}
+    assert (
+        run_script(tmp_path, "node.sh", "x.py", DOES=shows, **nodes, **given).said
+        == "is_host=0,read_timeout=300 node8\n"
+    )
+    assert run_script(tmp_path, "node.sh", "x.py", DOES=shows, PET_NPROC_PER_NODE="1").said == " localhost\n"
 
 
 @pytest.mark.parametrize(

@@ -169,10 +169,10 @@ def test_the_skypilot_job_runs_its_part_of_the_run(tmp_path: Path) -> None:
     variables = {
         "HOME": str(tmp_path), "BUCKET": "ours", "RECIPE": task["envs"]["RECIPE"], "SKYPILOT_NUM_NODES": "2",
         "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_GPUS_PER_NODE": "8",
-        "SKYPILOT_TASK_ID": "task", "DOES": 'echo "$PET_RDZV_ENDPOINT $PET_RDZV_CONF"',
+        "SKYPILOT_TASK_ID": "task", "DOES": 'echo "$PET_RDZV_ENDPOINT $PET_RDZV_CONF $PET_LOCAL_ADDR"',
     }  # fmt: skip
     done = run_script(tmp_path, str(script), **variables)
-    assert (done.status, done.said) == (0, "10.0.0.1:29400 is_host=0\n")
+    assert (done.status, done.said) == (0, "10.0.0.1:29400 is_host=0 10.0.0.2\n")
     (words,) = done.of("torchrun")
     settings = settings_of(words)
     assert isinstance(settings, Pretrain)

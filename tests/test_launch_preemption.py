@@ -21,10 +21,10 @@ from tests.test_launch import ALLOCATION, Done, environment, run_script
 SAVED = "mkdir -p $OUT; rm -f $OUT/*ed; touch $OUT/preempted; exit 1"
 COMPLETE = "mkdir -p $OUT; rm -f $OUT/*ed; touch $OUT/completed; exit 1"
 FAILED = "mkdir -p $OUT; exit 1"
-WAITS = f"""
-for name in TERM USR1 INT; do trap "echo got $name; {SAVED}" $name; done
-touch "$READY${{PET_NODE_RANK:-0}}"
-for _ in {{1..600}}; do sleep 0.05; done
+WAITS = """
+for name in TERM USR1 INT; do trap "echo got $name; $THEN" $name; done
+touch "$READY${PET_NODE_RANK:-0}"
+for _ in {1..600}; do sleep 0.05; done
 """
 
 
@@ -76,9 +76,14 @@ def test_a_preempted_distillation_goes_no_further(tmp_path: Path) -> None:
     assert [words[0] for words in done.of("torchrun")] == ["pretrain.py"]
 
 
-def signalled(tmp_path: Path, number: signal.Signals, *command: object, nodes: int = 1, **more: str) -> tuple[int, str]:
-    """Signals a command, run on stand-ins, once each node's torchrun is there; its exit status and what it said."""
-    env = environment(tmp_path, DOES=WAITS, READY=str(tmp_path / "ready"), **more)
+def signalled(
+    tmp_path: Path, number: signal.Signals, *command: object, nodes: int = 1, then: str = SAVED, **more: str
+) -> tuple[int, str]:
+    """Signals a command, run on stand-ins, once each node's torchrun is there; its exit status and what it said.
+
+    A torchrun that is signalled does `then`.
+    """
+    env = environment(tmp_path, DOES=WAITS, THEN=then, READY=str(tmp_path / "ready"), **more)
     job = subprocess.Popen(
         ["bash", *command], cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -129,6 +134,28 @@ def test_a_pod_hands_signals_on_and_ends_with_75(tmp_path: Path, name: str) -> N
     assert (status, said.splitlines()) == (75, [f"got {name}"])
 
 
+@pytest.mark.parametrize(
+    ("then", "status"),
+    [("exit 1", 75), (f"{COMPLETE}", 0), ("mkdir -p $OUT; touch $OUT/failed; exit 1", 1), ("exit 0", 0)],
+    ids=["before its first step", "after its last step", "failed meanwhile", "no run at all"],
+)
+def test_a_pod_that_is_asked_to_end_and_has_nothing_to_save_wants_to_go_on(
+    tmp_path: Path, then: str, status: int
+) -> None:
+    out = str(tmp_path / "run")
+    ended = signalled(tmp_path, signal.SIGTERM, ROOT / "launch/pod.sh", *WORDS[:-1], out, then=then)
+    assert ended == (status, "got TERM\n")
+
+
+def test_a_distillation_whose_first_stage_ends_as_the_time_does_leaves_the_second_for_later(tmp_path: Path) -> None:
+    allocation = {**ALLOCATION, "LOG": str(tmp_path)}
+    script = ROOT / "launch/slurm/distillation.sbatch"
+    status, said = signalled(tmp_path, signal.SIGUSR1, script, "simsiam-kd-cifar10", then=COMPLETE, **allocation)
+    assert (status, said.splitlines()) == (0, ["got USR1", "Job 77 has saved and is queued again"])
+    calls = (tmp_path / "calls").read_text()
+    assert ("lincls.py" in calls, "scontrol\trequeue\t77\n" in calls) == (False, True)
+
+
 def test_a_pod_says_how_its_run_ended(tmp_path: Path) -> None:
     words = ("pretrain.py", "--out", str(tmp_path / "run"))
     assert [run_script(tmp_path, "pod.sh", *words, DOES=does).status for does in (SAVED, FAILED, COMPLETE)] == [
@@ -152,12 +179,13 @@ def test_hosts_hands_signals_on_to_every_machine(tmp_path: Path, name: str, got:
 
 def test_hosts_gives_each_machine_its_part_and_ends_with_the_worst_status(tmp_path: Path) -> None:
     does = (
-        'echo "$PET_NODE_RANK $PET_NNODES $PET_RDZV_ENDPOINT $PET_RDZV_CONF $NCCL_SOCKET_IFNAME"; exit $PET_NODE_RANK'
+        'echo "$PET_NODE_RANK $PET_NNODES $PET_RDZV_ENDPOINT $PET_RDZV_CONF $PET_LOCAL_ADDR $NCCL_SOCKET_IFNAME"; '
+        "exit $PET_NODE_RANK"
     )
     words = ("pretrain.py", "--data", "it's a; b", "--out", str(tmp_path))
     given = {"PET_MASTER_PORT": "12345", "PET_NPROC_PER_NODE": "4", "NCCL_SOCKET_IFNAME": "^docker0,'lo"}
     done = run_script(tmp_path, "hosts.sh", "me@node7,node8", *words, DOES=does, **given)
-    parts = [f"{node} 2 node7:12345 is_host={1 - node} ^docker0,'lo" for node in range(2)]
+    parts = [f"{node} 2 node7:12345 is_host={1 - node} node{7 + node} ^docker0,'lo" for node in range(2)]
     assert (done.status, sorted(done.said.splitlines())) == (1, parts)
     assert done.of("torchrun") == [["pretrain.py", "--world-size", "8", *words[1:]]] * 2
     elastic = run_script(tmp_path, "hosts.sh", "node7,node8", *words, PET_NNODES="1:2")

@@ -6,6 +6,8 @@ source launch/preemption.sh
 # ends the script; else its exit status is that of the run.
 run() {
     local status=0
+    # The stage before this one was asked to end and came to its own end: there is no time left, and no second signal.
+    [[ -z $asked ]] || requeue
     export PET_NNODES=${SLURM_JOB_NUM_NODES:-1} PET_NPROC_PER_NODE=${SLURM_GPUS_ON_NODE:-} PET_RDZV_ID=$SLURM_JOB_ID
     read -r PET_MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     # A port of its own for each job of a node, below those that the system hands out.
@@ -15,7 +17,8 @@ run() {
     # shellcheck disable=SC2016
     preemptible USR1 srun --nodes="$PET_NNODES" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
         --kill-on-bad-exit=0 --wait=180 \
-        bash -c 'PET_NODE_RANK=$SLURM_NODEID exec launch/node.sh "$@"' node.sh "$@" || status=$?
+        bash -c 'PET_NODE_RANK=$SLURM_NODEID PET_LOCAL_ADDR=${PET_LOCAL_ADDR:-$SLURMD_NODENAME} exec launch/node.sh "$@"' \
+        node.sh "$@" || status=$?
     [[ $status != 75 ]] || requeue
     return "$status"
 }

@@ -11,6 +11,7 @@ from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from simsiam.errors import UserError
 _MOST_SKEW_SECONDS = 5.0  # a third of what lets torchrun's rendezvous take a node for dead
 _LEAST_SHARED_BYTES = 64 << 20
 _SHARED_MEMORY = Path("/dev/shm")
+_LAG_SECONDS = 5.0  # in which a network's disk shows on one machine what another has made
 _PACKAGE = Path(simsiam.__file__).parent
 
 
@@ -32,6 +34,7 @@ class Report(NamedTuple):
         facts: what must be equal on all ranks, by name.
         clock: seconds since 1970, right after a barrier.
         free_bytes: of the disk under the run folder, on rank 0; shared_bytes: of shared memory, -1 where there is none.
+        sees_folder: whether the run folder of rank 0 is this rank's too.
     """
 
     host: str
@@ -39,6 +42,7 @@ class Report(NamedTuple):
     clock: float
     free_bytes: int
     shared_bytes: int
+    sees_folder: bool
 
 
 def preflight(
@@ -61,16 +65,17 @@ def preflight(
         One line for the banner, with a warning where shared memory is short.
 
     Raises:
-        UserError: what must be equal is not, a clock is off by more than 5 s, or two checkpoints do not fit. It is the
-            same on every rank.
+        UserError: what must be equal is not, a clock is off by more than 5 s, not all see the same run folder, or two
+            checkpoints do not fit. It is the same on every rank.
     """
     facts = {"code": code_version(), "torch": torch.__version__, **facts}
     free, shared = _free_bytes(folder) if runtime.is_main else 0, _free_bytes(_SHARED_MEMORY)
+    sees_folder = _sees_folder(runtime, folder) if checkpoint_bytes else True
     runtime.barrier()
-    reports = _gather(runtime, Report(socket.gethostname(), facts, time.time(), free, shared))
+    reports = _gather(runtime, Report(socket.gethostname(), facts, time.time(), free, shared, sees_folder))
 
     skew = [report.clock - reports[0].clock for report in reports]
-    mistakes = [*_other_facts(reports), *_wrong_clocks(reports, skew)]
+    mistakes = [*_other_facts(reports), *_wrong_clocks(reports, skew), *_other_folders(reports, folder)]
     if mistakes:
         raise UserError(_sentence(mistakes))
     free, needed = reports[0].free_bytes, 2 * checkpoint_bytes
@@ -185,6 +190,40 @@ def _wrong_clocks(reports: Sequence[Report], skew: Sequence[float]) -> list[str]
                 "it by NTP, since torchrun leaves a slow node out without a word"
             )
     return mistakes
+
+
+def _sees_folder(runtime: Runtime, folder: Path) -> bool:
+    """Whether a file that rank 0 makes in the folder is seen by this rank. Every rank must call it."""
+    if runtime.world_size == 1:
+        return True
+    token = runtime.on_main(lambda: _make_token(folder))
+    until = time.monotonic() + _LAG_SECONDS
+    while not (sees := token.exists()) and time.monotonic() < until:
+        time.sleep(0.1)
+    runtime.barrier()
+    if runtime.is_main:
+        token.unlink(missing_ok=True)
+    return sees
+
+
+def _make_token(folder: Path) -> Path:
+    token = folder / f".seen-{uuid4().hex}"
+    try:
+        token.touch()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); give an --out that you may write to") from None
+    return token
+
+
+def _other_folders(reports: Sequence[Report], folder: Path) -> list[str]:
+    """What to say of ranks whose part of each checkpoint would be missing where rank 0 completes and resumes it."""
+    ranks = [rank for rank, report in enumerate(reports) if not report.sees_folder]
+    if not ranks:
+        return []
+    return [
+        f"{folder} on {_named(ranks, reports)} is not the folder of rank 0 ({reports[0].host}), so that no checkpoint "
+        "would be whole: give an --out on a disk that all nodes share, or a --checkpoint.folder at a URL"
+    ]
 
 
 def _sentence(parts: list[str]) -> str:

@@ -87,6 +87,12 @@ def wrong_clock_of_rank_0(rank: int, facts: dict[str, str]) -> None:
     slow_clock(1 - rank, facts)
 
 
+def folder_of_its_own(rank: int, facts: dict[str, str]) -> None:
+    if rank == 1:
+        exists, module._LAG_SECONDS = Path.exists, 0.2
+        Path.exists = lambda path: not path.name.startswith(".seen-") and exists(path)
+
+
 HOST = re.escape(f"({socket.gethostname()})")
 
 
@@ -105,12 +111,19 @@ HOST = re.escape(f"({socket.gethostname()})")
         (2, slow_clock, rf"The clock of rank 1 {HOST} is 60 s behind that of rank 0 {HOST}: set it by NTP"),
         (2, fast_clock, r"The clock of rank 1 .* is 60 s ahead of that of rank 0"),
         (3, wrong_clock_of_rank_0, r"The clock of ranks 1-2 .* is 60 s ahead of that of rank 0"),
+        (3, folder_of_its_own, rf"/.* on rank 1 {HOST} is not the folder of rank 0 {HOST}, so that no checkpoint"),
     ],
 )
 def test_a_rank_that_differs_is_named_on_every_rank(ranks: int, change: Callable, says: str, tmp_path: Path) -> None:
     told = answers(ranks, tmp_path, change)
     assert set(told) == {told[0]}
     assert re.match(f"refused: {says}", told[0]), told[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ranks_need_no_common_folder_for_checkpoints_elsewhere(tmp_path: Path) -> None:
+    told = answers(2, tmp_path, folder_of_its_own, checkpoint_bytes=0)
+    assert all(line.startswith("2 rank(s) agree on ") for line in told), told
 
 
 def test_two_checkpoints_must_fit_on_the_disk_of_rank_0(tmp_path: Path) -> None:
@@ -130,7 +143,7 @@ def test_shared_memory_that_workers_lack_is_a_warning(
 
 
 def test_many_ranks_are_named_in_spans() -> None:
-    reports = [module.Report(f"node{rank // 8}", {}, 0.0, 0, 0) for rank in range(800)]
+    reports = [module.Report(f"node{rank // 8}", {}, 0.0, 0, 0, True) for rank in range(800)]
     assert module._named([*range(8, 16), 24], reports) == "ranks 8-15 and 24 (node1, node3)"
     assert module._named(range(1, 800, 2), reports) == (
         "ranks 1, 3, 5, 7, 9, 11, 13, 15 and 392 more (node0, node1, node2, ...)"
