@@ -1,7 +1,8 @@
 """Checkpoints in an object store: the files of a finished local folder, its manifest last."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import fsspec
@@ -22,10 +23,12 @@ class Remote:
 
     def names(self) -> list[str]:
         """Names of the checkpoints that were begun there, complete or not, in order."""
-        self._files.invalidate_cache()
-        if not self._files.isdir(self._root):
-            return []
-        return sorted(Path(path).name for path in self._files.ls(self._root, detail=False))
+        with self._read_from(self.url):
+            self._files.invalidate_cache()
+            try:
+                return sorted(Path(path).name for path in self._files.ls(self._root, detail=False))
+            except FileNotFoundError:  # an object store has no empty folders
+                return []
 
     def upload(self, folder: Path, name: str, files: Iterable[str]) -> None:
         """Puts files of a local folder into checkpoint `name`."""
@@ -38,18 +41,31 @@ class Remote:
         temporary = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        for path in self._files.ls(f"{self._root}/{name}", detail=False):
-            self._files.get_file(path, str(temporary / Path(path).name))
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        try:
+            with self._read_from(f"{self.url}/{name}"):
+                for path in self._files.ls(f"{self._root}/{name}", detail=False):
+                    self._files.get_file(path, str(temporary / Path(path).name))
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def remove(self, name: str) -> None:
         """Deletes a checkpoint, its manifest first: what is left of it by a crash is not taken for a whole one."""
-        manifest = f"{self._root}/{name}/{NAME}"
-        if self._files.exists(manifest):
-            self._files.rm_file(manifest)
-        self._files.rm(f"{self._root}/{name}", recursive=True)
+        # Each by itself: with its last object the folder is gone too, where it is only the beginning of names.
+        for path in (f"{self._root}/{name}/{NAME}", f"{self._root}/{name}"):
+            with suppress(FileNotFoundError):
+                self._files.rm(path, recursive=True)
 
     def write_text(self, name: str, text: str) -> None:
         """Replaces a small file beside the checkpoints."""
         self._files.pipe_file(f"{self._root}/{name}", text.encode())
+
+    @contextmanager
+    def _read_from(self, url: str) -> Iterator[None]:
+        """Turns what a store raises, which may be of any class, into a UserError."""
+        try:
+            yield
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise UserError(f"{url} cannot be read ({reason}); see whether it is there and may be read") from None

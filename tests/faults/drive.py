@@ -99,7 +99,7 @@ def run_out_of_memory() -> None:
 
 
 def fill_the_disk() -> None:
-    """Takes all room that there is beside the run folder's files, until something was refused and told."""
+    """Takes all room that there is beside the run folder's files, until FAULT's `until` is told."""
     filler = Path(sys.argv[-1]) / "filler"
     with filler.open("wb", buffering=0) as file:
         for size in (1 << 16, 1 << 12, 1):
@@ -110,7 +110,7 @@ def fill_the_disk() -> None:
 
 
 def make_room() -> None:
-    if fillers and "cannot be written" in Path("/proc/self/fd/2").read_text():
+    if fillers and FAULT["until"] in Path("/proc/self/fd/2").read_text():
         fillers.pop().unlink()
 
 

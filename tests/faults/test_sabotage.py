@@ -4,12 +4,12 @@ import json
 import multiprocessing
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from _pytest.runner import runtestprotocol
 
-# What takes long to import, for the processes that are forked from here.
-import tests.faults.harness  # noqa: F401
 from tests.conftest import ROOT
 from tests.faults.sabotage import SABOTAGES
 
@@ -53,6 +53,7 @@ NOTICED_BY = {
         "training/test_step.py",
         "test_nothing_moves_on_a_loss_that_is_not_finite[nan-sgd]",
     ),
+    "signals_kept_to_oneself": ("distributed/test_agreement.py", "test_what_one_rank_wishes_all_hear_at_the_same_step"),
     "store_of_all_attempts": ("distributed/test_store.py", "test_one_store_serves_attempt_after_attempt[late0]"),
     "ranks_not_asked_at_start": (
         "distributed/test_preflight.py",
@@ -78,69 +79,94 @@ NOTICED_BY_WHOLE_RUNS = {
 }
 
 
-class Verdicts:
-    """Which tests passed, and of those that did not by which error and in which phase."""
+FORK = multiprocessing.get_context("fork")
+ASSERTED = "by what it asserts"
 
-    def __init__(self) -> None:
-        self.passed: list[str] = []
-        self.failed: list[str] = []
+Tests = Mapping[str, tuple[str, str]]
+"""Sabotage -> file and name of a test, all its parameters where it names none."""
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call" and report.passed:
-            self.passed.append(report.nodeid)
 
-    def pytest_exception_interact(
-        self, call: pytest.CallInfo, report: pytest.CollectReport | pytest.TestReport
-    ) -> None:
+class Trials:
+    """A plugin that has each sabotage and its test in a fork of its own, after all have been collected once."""
+
+    def __init__(self, folder: Path, tests: Tests) -> None:
+        self._folder, self._tests = folder, tests
+        self._failed: list[str] = []
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        for name, (file, test) in self._tests.items():
+            wanted = f"tests/{file}::{test}"
+            items = [item for item in session.items if wanted in (item.nodeid, item.nodeid.partition("[")[0])]
+            self._fork(name, items)
+        self._fork("nothing", session.items)
+        return True
+
+    def pytest_exception_interact(self, call: pytest.CallInfo, report: pytest.TestReport) -> None:
         asserted = call.excinfo.errisinstance((AssertionError, pytest.fail.Exception))
-        self.failed.append("by what it asserts" if call.when == "call" and asserted else report.longreprtext)
+        self._failed.append(ASSERTED if call.when == "call" and asserted else report.longreprtext)
+
+    def _fork(self, name: str, items: list[pytest.Item]) -> None:
+        process = FORK.Process(target=self._try, args=(name, items))
+        process.start()
+        process.join(300)
+        process.kill()
+        process.join()
+
+    def _try(self, name: str, items: list[pytest.Item]) -> None:
+        if name != "nothing":
+            SABOTAGES[name](pytest.MonkeyPatch().setattr)
+        for item in items:
+            runtestprotocol(item, log=False, nextitem=None)
+            if self._failed:
+                break
+        (self._folder / name).write_text(json.dumps(self._failed))
+        os._exit(0)
 
 
-def run_sabotaged(name: str, folder: Path, *tests: tuple[str, str]) -> tuple[list[str], list[str], str]:
-    """Runs tests in a fork of this process with a sabotage; those that passed, how the others failed, all they said."""
-    process = multiprocessing.get_context("fork").Process(target=_pytest, args=(name, folder, tests))
+def tried(tests: Tests, folder: Path) -> dict[str, list[str]]:
+    """Sabotage -> how its test failed, [ASSERTED] as it should; of `nothing`, how any of them failed without one."""
+    process = FORK.Process(target=_pytest, args=(folder, tests))
     process.start()
-    process.join(300)
-    process.kill()
     process.join()
     said = (folder / "said").read_text()
-    assert (folder / "verdicts").exists(), f"{name} has tests neither pass nor fail: {said}"
-    return *json.loads((folder / "verdicts").read_text()), said
+    found = [name for name in (*tests, "nothing") if (folder / name).exists()]
+    assert found, said
+    return {name: json.loads((folder / name).read_text()) for name in found}
 
 
-def _pytest(name: str, folder: Path, tests: tuple[tuple[str, str], ...]) -> None:
-    os.environ["SABOTAGE"] = name
+def _pytest(folder: Path, tests: Tests) -> None:
     os.environ.pop("PYTEST_ADDOPTS", None)
     descriptor = os.open(folder / "said", os.O_WRONLY | os.O_CREAT)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-    verdicts = Verdicts()
-    plugins = ("tests.faults.sabotage", "no:cacheprovider", "no:xdist")
-    options = ("-x", "-q", "--timeout=0", f"--basetemp={folder}/inside", *(f"-p{plugin}" for plugin in plugins))
-    pytest.main([*options, *(f"{ROOT}/tests/{file}::{test}" for file, test in tests)], plugins=[verdicts])
+    options = ("-q", "--timeout=0", f"--basetemp={folder}/inside", "-p", "no:cacheprovider", "-p", "no:xdist")
+    wanted = dict.fromkeys(f"{ROOT}/tests/{file}::{test}" for file, test in tests.values())
+    pytest.main([*options, *wanted], plugins=[Trials(folder, tests)])
     sys.stdout.flush()
-    (folder / "verdicts").write_text(json.dumps([verdicts.passed, verdicts.failed]))
     os._exit(0)  # without what the outer pytest would do at its end
 
 
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    return tried(NOTICED_BY, tmp_path_factory.mktemp("sabotage"))
+
+
 @pytest.mark.parametrize("name", NOTICED_BY)
-def test_a_sabotage_turns_a_test_red(name: str, tmp_path: Path) -> None:
-    _, failed, said = run_sabotaged(name, tmp_path, NOTICED_BY[name])
-    assert failed[:1] == ["by what it asserts"], said
+def test_a_sabotage_turns_a_test_red(verdicts: dict[str, list[str]], name: str) -> None:
+    assert verdicts[name][:1] == [ASSERTED], "\n".join(verdicts[name])
+
+
+def test_without_a_sabotage_all_are_green(verdicts: dict[str, list[str]]) -> None:
+    assert verdicts["nothing"] == [], "\n".join(verdicts["nothing"])
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", NOTICED_BY_WHOLE_RUNS)
 def test_a_sabotage_turns_a_test_of_whole_runs_red(name: str, tmp_path: Path) -> None:
-    _, failed, said = run_sabotaged(name, tmp_path, NOTICED_BY_WHOLE_RUNS[name])
-    assert failed[:1] == ["by what it asserts"], said
-
-
-def test_without_a_sabotage_they_are_green(tmp_path: Path) -> None:
-    passed, failed, said = run_sabotaged("", tmp_path, *dict.fromkeys(NOTICED_BY.values()))
-    assert failed == [], said
-    assert len(passed) >= len(set(NOTICED_BY.values()))
+    verdicts = tried({name: NOTICED_BY_WHOLE_RUNS[name]}, tmp_path)
+    assert verdicts[name][:1] == [ASSERTED], "\n".join(verdicts[name])
+    assert verdicts["nothing"] == []
 
 
 def test_every_sabotage_is_tried() -> None:
