@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Tests see no GPU unless `-m gpu` asks for those that need one: ranks outnumber a machine's GPUs in many."""
     if "gpu" not in (config.option.markexpr or ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # A shell has what it starts with `&` ignore Ctrl-C, and so would all that the tests start and interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker and hasattr(os, "sched_setaffinity"):
         # A core for each worker and what it starts: threads that outnumber cores wait for each other at every barrier.
