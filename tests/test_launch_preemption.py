@@ -7,14 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
 from tests.parity.test_resume import SMALL
+from tests.processes import wait_until
 from tests.test_launch import ALLOCATION, Done, environment, run_script
 
 # What torchrun's stand-in does: changes the mark of the run folder as a run would, and ends with torchrun's status.
@@ -89,20 +88,12 @@ def signalled(
         start_new_session=True,
     )  # fmt: skip
     try:
-        wait_for(lambda: all((tmp_path / f"ready{node}").exists() for node in range(nodes)), job)
+        wait_until(lambda: all((tmp_path / f"ready{node}").exists() for node in range(nodes)), 300, [job])
         job.send_signal(number)
         said, _ = job.communicate(timeout=300)
     finally:
         end_session(job)
     return job.returncode, said
-
-
-def wait_for(there: Callable[[], bool], job: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 300
-    while not there():
-        assert job.poll() is None, f"ended with {job.returncode}"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def free_port() -> int:
@@ -214,7 +205,7 @@ def test_a_slurm_job_near_its_limit_saves_is_queued_again_and_goes_on_to_the_end
         command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
     try:
-        wait_for(lambda: len(steps()) > 2, job)
+        wait_until(lambda: len(steps()) > 2, 300, [job])
         job.send_signal(signal.SIGUSR1)
         said, _ = job.communicate(timeout=300)
     finally:

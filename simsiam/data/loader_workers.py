@@ -1,12 +1,11 @@
 """Worker processes of a loader: they end with their rank, and not before it."""
 
-import ctypes
 import os
 import signal
 import sys
 import threading
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from simsiam.distributed.processes import end_with_parent
 
 
 def stay_with_rank(worker: int) -> None:
@@ -18,7 +17,7 @@ def stay_with_rank(worker: int) -> None:
     """
     if sys.platform != "linux":
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_where_the_rank_asks, name="stay_with_rank", daemon=True).start()
 

@@ -1,7 +1,11 @@
-"""Which process a number means: /proc tells one that lives from one that had the number before."""
+"""Processes by their numbers, of which /proc tells one that lives from one that had it before; and their parents."""
 
+import ctypes
 import os
+import signal
 from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def process_status(pid: int | str) -> tuple[str, int] | None:
@@ -22,3 +26,8 @@ def pid_namespace() -> str:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
+
+
+def end_with_parent() -> None:
+    """Has Linux, which alone can, kill this process when its parent ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -4,7 +4,6 @@ import atexit
 import ctypes
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 import time
@@ -17,13 +16,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from simsiam.distributed.processes import end_with_parent
 from simsiam.distributed.store import fresh_store
 from simsiam.distributed.threads import usable_cores
 from simsiam.errors import PeersLost, UserError
 
 T = TypeVar("T")
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _COMING = timedelta(minutes=10)
 _COLLECTIVE = timedelta(minutes=30)
 _FAREWELL_SECONDS = 20.0  # less than the 30 that torchrun gives
@@ -83,7 +82,7 @@ def running(device: str, world_size: int = 0) -> Iterator[Runtime]:
     At the end the ranks meet and the group is destroyed: without that, three clean runs in four abort on exit. After an
     exception they do not meet: the process says what it has to say and ends, whatever its group still waits for.
     """
-    _end_with_parent()
+    _end_with_agent()
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     where = _device(device, local)
@@ -129,12 +128,12 @@ def _is_of_the_network(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "gloo" in str(error))
 
 
-def _end_with_parent() -> None:
+def _end_with_agent() -> None:
     """Has Linux kill this process when torchrun's agent is killed, which otherwise leaves its ranks running."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
         return
     parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     if os.getppid() != parent:  # it was gone before the kernel knew
         os._exit(1)
 

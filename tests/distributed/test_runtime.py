@@ -3,8 +3,6 @@
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from simsiam.distributed.runtime import running
 from simsiam.errors import UserError
 from tests.conftest import ROOT, clean_environment
+from tests.processes import runs, wait_until
 
 ENVIRONMENT = {**clean_environment(), "PYTHONPATH": str(ROOT)}
 
@@ -35,28 +34,11 @@ def test_ranks_do_not_outlive_a_killed_agent(tmp_path: Path) -> None:
     )
     files = [tmp_path / "pid_0", tmp_path / "pid_1"]
     try:
-        assert within(120, lambda: all(file.exists() and file.read_text() for file in files))
+        wait_until(lambda: all(file.exists() and file.read_text() for file in files), 120)
     finally:
         agent.kill()
         agent.wait()
-    assert within(20, lambda: not any(runs(int(file.read_text())) for file in files))
-
-
-def runs(pid: int) -> bool:
-    """Whether there is such a process, other than one that nobody has asked for its exit code yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def within(seconds: float, holds: Callable[[], bool]) -> bool:
-    end = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
+    wait_until(lambda: not any(runs(int(file.read_text())) for file in files), 20)
 
 
 def test_another_number_of_ranks_than_asked_for_is_refused_by_each_for_itself() -> None:

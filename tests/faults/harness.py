@@ -122,12 +122,6 @@ def holding(fault: Fault, processes: Sequence[BaseProcess]) -> Path:
     return Path(f"{fault['once']}.go")
 
 
-def children(process: BaseProcess) -> list[int]:
-    """The processes that a rank has started."""
-    tasks = Path(f"/proc/{process.pid}/task").iterdir()
-    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
-
-
 def checkpoint(out: Path, step: int = 60) -> Path:
     """Where a run's checkpoint of a step is."""
     return out / f"checkpoints/step_{step:08d}"

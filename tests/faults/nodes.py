@@ -13,13 +13,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT, clean_environment
+from tests.processes import wait_until
 
 _TUNSETIFF, _TUN_WITHOUT_HEADER = 0x400454CA, 0x1001  # linux/if_tun.h
 _CLONE_NEWNET = 0x40000000
@@ -224,15 +225,6 @@ def environment(folder: Path) -> dict[str, str]:
     """What is given to a launch script of two nodes of one rank each."""
     places = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_ADDR": "node0", "NODES": str(folder)}
     return {**clean_environment(), **places, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
-
-
-def wait_until(there: Callable[[], bool], seconds: float, meanwhile: Sequence[subprocess.Popen] = ()) -> None:
-    """Until something holds; fails where it does not in time, or where all of these processes end before."""
-    deadline = time.monotonic() + seconds
-    while not there():
-        assert not meanwhile or any(process.poll() is None for process in meanwhile), "all ended before"
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.02)
 
 
 def _tun_of(pid: int) -> int:

@@ -13,7 +13,6 @@ from tests.faults.harness import (
     STEPS,
     a_fault,
     check_goes_on,
-    children,
     digest,
     holding,
     run,
@@ -22,6 +21,7 @@ from tests.faults.harness import (
     start,
     wait,
 )
+from tests.processes import children
 
 WORKERS = ("--loader", "torchvision", "--workers", 1)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.harness import RUN, checkpoint, digest, left_behind, logged, run
-from tests.faults.nodes import Cluster, cluster, wait_until
+from tests.faults.nodes import Cluster, cluster
+from tests.processes import wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 

@@ -14,7 +14,6 @@ from tests.faults.harness import (
     a_fault,
     check_goes_on,
     checkpoint,
-    children,
     digest,
     holding,
     kill,
@@ -25,6 +24,7 @@ from tests.faults.harness import (
     start,
     wait,
 )
+from tests.processes import children
 
 LOOKING = ("--knn-every", 1)
 

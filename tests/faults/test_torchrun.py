@@ -14,8 +14,8 @@ import pytest
 
 from tests.conftest import ROOT, clean_environment
 from tests.faults.harness import RUN, SHORT, STEPS, Fault, a_fault, digest, left_behind, run, said
-from tests.faults.nodes import wait_until
 from tests.faults.test_cycles import OFTEN, newest
+from tests.processes import children, runs, wait_until
 
 KILLS = 50
 Starter = Callable[..., subprocess.Popen]
@@ -85,18 +85,9 @@ def test_ranks_end_with_a_torchrun_that_is_killed_and_the_run_goes_on(
 def ranks_of(agent: subprocess.Popen) -> dict[int, int]:
     """Process numbers of a torchrun's ranks."""
     found = {}
-    for task in Path(f"/proc/{agent.pid}/task").iterdir():
-        for pid in map(int, (task / "children").read_text().split()):
-            with contextlib.suppress(OSError):
-                variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-                ranks = [int(each[5:]) for each in variables if each.startswith(b"RANK=")]
-                found |= dict.fromkeys(ranks, pid)
+    for pid in children(agent):
+        with contextlib.suppress(OSError):
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            ranks = [int(each[5:]) for each in variables if each.startswith(b"RANK=")]
+            found |= dict.fromkeys(ranks, pid)
     return found
-
-
-def runs(pid: int) -> bool:
-    """Whether a process is neither gone nor a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False

@@ -7,11 +7,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 
 from simsiam.training.signals import Signals
+from tests.processes import wait_until
 
 AN_ASKED = f"""
 import os, signal, sys, time
@@ -26,19 +26,12 @@ with Signals() as signals:
 """
 
 
-def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_the_first_is_noted_and_what_was_before_comes_back() -> None:
     before = signal.getsignal(signal.SIGUSR1)
     with Signals() as signals:
         assert signals.received is None
         os.kill(os.getpid(), signal.SIGUSR1)
-        until(lambda: signals.received)
+        wait_until(lambda: signals.received, 20)
         os.kill(os.getpid(), signal.SIGTERM)  # at once: the same wish by another way
         time.sleep(0.1)
         assert signals.received is signal.SIGUSR1
@@ -54,7 +47,7 @@ def test_it_is_noted_while_the_main_thread_is_in_c() -> None:
         def ask() -> None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
             signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
-            until(lambda: signals.received)
+            wait_until(lambda: signals.received, 20)
             heard.append(time.monotonic())
 
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
