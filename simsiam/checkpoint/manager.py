@@ -33,6 +33,8 @@ T = TypeVar("T")
 # One rank without a process group is how plain `python pretrain.py` runs, not something to warn of.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
+# What a save or a download that was cut off leaves.
+_LEFT = (".step_*.tmp", ".step_*.part", ".epoch_*.tmp", ".epoch_*.part")
 _NAME = re.compile(r"(step_\d{8})|(epoch_\d{4,})")
 
 
@@ -68,11 +70,9 @@ class Checkpoints:
         if self._group is None and self.runtime.world_size > 1:
             # Of its own, for the thread: collectives of two threads in one group would be taken for each other's.
             self._group = dist.new_group(backend="gloo")
-        began, step, per_epoch = time.monotonic(), state.step, state.steps_per_epoch
+        began, step = time.monotonic(), state.step
         copy = self._staging.copy(state.tensors())
-        final = self.folder / f"step_{step:08d}"
-        keeps = due(step, self.settings.keep_every_epochs * per_epoch)
-        kept = self.folder / f"epoch_{step // per_epoch:04d}" if keeps else None
+        final, kept = self.folder / f"step_{step:08d}", self._kept(state)
         done: Future[None] = Future()
 
         def work() -> None:
@@ -118,8 +118,8 @@ class Checkpoints:
 
         Raises UserError where the checkpoint does not fit the settings.
         """
-        if self._remote is not None and self.runtime.local_rank == 0 and not path.exists():
-            self._remote.download(path.name, path)  # to a node that does not share the folder with rank 0's
+        if self._remote is not None and path.parent == self.folder:
+            self._fetch(path)
         self.runtime.barrier()
         tensors = state.tensors()
         with _told_as(f"Checkpoint {path} does not load", "use the settings it was made with, or another --out"):
@@ -130,6 +130,10 @@ class Checkpoints:
                 raise ValueError(f"{len(strangers)} tensors are in one and not in the other, such as {strangers[0]}")
             dcp.load(tensors, storage_reader=reader, no_dist=self.runtime.world_size == 1)
         state.restore()
+        kept = self._kept(state)
+        if kept is not None and path.parent == self.folder:
+            # The run may have ended when the checkpoint was complete and its second name not yet made.
+            self.runtime.on_main(lambda: kept.exists() or self._keep(path, kept))
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint on disk, as this rank sees it."""
@@ -141,6 +145,14 @@ class Checkpoints:
         if self._group is not None:
             dist.destroy_process_group(self._group)
             self._group = None
+
+    def _fetch(self, path: Path) -> None:
+        """Gives a node that does not share the folder with rank 0's the checkpoint that rank 0 has found."""
+        told = self.runtime.on_main((path / NAME).read_text)
+        if self.runtime.local_rank == 0 and (damage(path) or (path / NAME).read_text() != told):
+            self._remote.download(path.name, path)
+            if wrong := damage(path):
+                raise UserError(f"{self._remote.url}/{path.name} as it came here {wrong}; start again")
 
     def _complete(self) -> list[Path]:
         return [path for path in _named(self.folder, "step_") if (path / NAME).is_file()]
@@ -171,9 +183,10 @@ class Checkpoints:
         candidates = sorted({*_named(folder, ""), *elsewhere}, reverse=True)
         passed_over = []
         for path in candidates:
-            if path in elsewhere and not (path / NAME).exists():
-                remote.download(path.name, path)
             wrong = damage(path)
+            if wrong and path in elsewhere:
+                remote.download(path.name, path)
+                wrong = damage(path)
             if wrong is None:
                 for what in passed_over:
                     print(f"warning: checkpoint {what}; going on from {path}", file=sys.stderr, flush=True)
@@ -181,6 +194,7 @@ class Checkpoints:
             passed_over.append(f"{path} {wrong}")
         # Before the first save is complete there is neither manifest nor `latest`: a run killed then has lost nothing.
         begun = (folder / "latest").exists() or any((path / NAME).exists() for path in candidates)
+        begun = begun or (remote is not None and "latest" in remote.names())
         if passed_over and begun:
             raise UserError(
                 f"--resume {resume}: none of the {len(passed_over)} checkpoints in {folder} is whole: "
@@ -198,7 +212,7 @@ class Checkpoints:
                 raise TrainingStopped(
                     f"at step {step} the ranks hold different states, first in {apart}; nothing saved"
                 )
-            self._on_main(lambda: _make_empty(temporary))
+            self._on_main(lambda: self._make_room(temporary, final.name))
             # One thread: with more, a failed write inside a thread can go unreported (pytorch#191391).
             writer = dcp.FileSystemWriter(temporary, thread_count=1, sync_files=True)
             try:
@@ -212,6 +226,8 @@ class Checkpoints:
                     raise OSError(told)
                 facts |= told
             self._on_main(lambda: self._publish(temporary, final, kept, step, facts))
+            if self._remote is not None and self.runtime.local_rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)  # of a node that does not share the folder with rank 0's
         self.seconds = time.monotonic() - began
 
     def _hashes(self, temporary: Path, name: str) -> dict[str, Any] | str:
@@ -229,7 +245,17 @@ class Checkpoints:
             return f"rank {self.runtime.rank}: {error}"
         return facts
 
+    def _make_room(self, temporary: Path, name: str) -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        if self._remote is not None:
+            self._remote.remove(name)  # what a save that was cut off has left, perhaps by more ranks
+
     def _publish(self, temporary: Path, final: Path, kept: Path | None, step: int, facts: dict[str, Any]) -> None:
+        for name, known in facts.items():
+            # Another rank's file is not here where the ranks do not share this folder.
+            if self._remote is None and (temporary / name).stat().st_size != known["bytes"]:
+                raise OSError(f"{name} is not as long as it was written")
         _sync_folder(temporary)
         _remove(final)
         os.rename(temporary, final)
@@ -241,27 +267,38 @@ class Checkpoints:
             self._remote.write_text("latest", final.name + "\n")
         write_atomically(self.folder / "latest", final.name + "\n")
         if kept is not None:
-            _link(final, kept)
-            if self._remote is not None:
-                self._remote.upload(kept, kept.name, [*facts, NAME])
+            self._keep(final, kept)
         self._clean(final)
+
+    def _kept(self, state: TrainState) -> Path | None:
+        """The name under which a checkpoint of this step stays for good; None where it does not."""
+        keeps = due(state.step, self.settings.keep_every_epochs * state.steps_per_epoch)
+        return self.folder / f"epoch_{state.step // state.steps_per_epoch:04d}" if keeps else None
+
+    def _keep(self, final: Path, kept: Path) -> None:
+        _link(final, kept)
+        if self._remote is not None:
+            self._remote.copy(final.name, kept.name)
 
     def _clean(self, final: Path) -> None:
         """Deletes what is older than the newest ones, and what an interrupted save left."""
-        complete = self._complete()
+        stay = self._stay([path.name for path in self._complete()], final.name)
         # Later steps than the one just saved are of a branch that was left by resuming from before it.
-        here = complete.index(final) + 1
-        old = complete[: max(0, here - max(1, self.settings.keep))] + complete[here:]
-        left = [path for path in _named(self.folder, "step_") if path not in complete and path < final]
-        for path in (*old, *left, *self.folder.glob(".step_*.tmp"), *self.folder.glob(".epoch_*.tmp")):
+        gone = [path for path in _named(self.folder, "step_") if path.name not in stay]
+        gone += [path for pattern in _LEFT for path in self.folder.glob(pattern)]
+        for path in gone:
             _remove(path)
         for path in self.folder.glob(".latest.*"):
             path.unlink(missing_ok=True)
         if self._remote is not None:
-            stay = {path.name for path in self._complete()}
-            for name in self._remote.names():
-                if name.startswith("step_") and name not in stay:
-                    self._remote.remove(name)
+            there = [name for name in self._remote.names() if name.startswith("step_")]
+            stay = self._stay([name for name in there if self._remote.is_complete(name)], final.name)
+            for name in set(there) - stay:
+                self._remote.remove(name)
+
+    def _stay(self, complete: list[str], final: str) -> set[str]:
+        here = complete.index(final) + 1
+        return set(complete[max(0, here - max(1, self.settings.keep)) : here])
 
     def _gather(self, value: T) -> list[T]:
         if self._group is None:
@@ -296,11 +333,6 @@ def _reason(error: BaseException) -> str:
 def _named(folder: Path, beginning: str) -> list[Path]:
     found = folder.glob(f"{beginning}*")
     return sorted(path for path in found if _NAME.fullmatch(path.name))
-
-
-def _make_empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
 
 
 def _remove(folder: Path) -> None:

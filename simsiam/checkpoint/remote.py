@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 import fsspec
 
@@ -38,8 +39,8 @@ class Remote:
 
     def download(self, name: str, folder: Path) -> None:
         """Makes `folder` a copy of checkpoint `name`, in one move."""
-        temporary = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(temporary, ignore_errors=True)
+        # Nodes that share the disk but not yet what it shows may do this at once.
+        temporary = folder.with_name(f".{folder.name}.{uuid4().hex}.part")
         temporary.mkdir(parents=True)
         try:
             with self._read_from(f"{self.url}/{name}"):
@@ -49,6 +50,18 @@ class Remote:
             temporary.rename(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def is_complete(self, name: str) -> bool:
+        """Whether a checkpoint has its manifest there."""
+        with self._read_from(f"{self.url}/{name}"):
+            return self._files.exists(f"{self._root}/{name}/{NAME}")
+
+    def copy(self, name: str, other: str) -> None:
+        """Makes checkpoint `other` a copy of `name`, within the store, its manifest last."""
+        self._files.makedirs(f"{self._root}/{other}", exist_ok=True)
+        files = [Path(path).name for path in self._files.ls(f"{self._root}/{name}", detail=False)]
+        for file in sorted(files, key=lambda file: file == NAME):
+            self._files.cp_file(f"{self._root}/{name}/{file}", f"{self._root}/{other}/{file}")
 
     def remove(self, name: str) -> None:
         """Deletes a checkpoint, its manifest first: what is left of it by a crash is not taken for a whole one."""

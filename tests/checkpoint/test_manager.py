@@ -303,6 +303,32 @@ def test_epochs_that_are_kept_stay_and_take_no_room(tmp_path: Path) -> None:
     assert manager.find("auto") == tmp_path / "epoch_0002"
 
 
+def test_a_name_that_was_not_made_any_more_is_made_when_the_run_goes_on(tmp_path: Path) -> None:
+    settings = Checkpoint(keep=1, keep_every_epochs=1)
+    save_at(tmp_path, 10)  # as where the run was killed right after
+    manager = Checkpoints(tmp_path, settings, runtime())
+    manager.load(manager.find("auto"), build(seed=1))
+    assert names(tmp_path) == ["epoch_0001", "latest", "step_00000010"]
+    assert damage(tmp_path / "epoch_0001") is None
+
+
+def save_in_a_folder_of_ones_own(folder: Path) -> str:
+    manager = checkpoints(folder / str(dist.get_rank()))
+    manager.save(build())
+    try:
+        manager.wait()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_what_other_ranks_write_elsewhere_completes_no_checkpoint(tmp_path: Path) -> None:
+    told = run_ranks(2, save_in_a_folder_of_ones_own, tmp_path)
+    assert told[0].startswith(f"Checkpoint {tmp_path}/0/step_00000000 cannot be written")
+    assert all("__1_0.distcp" in said for said in told)
+    assert checkpoints(tmp_path / "0").find("auto") is None
+
+
 def diverge(folder: Path) -> str:
     state, manager = train(build(), 1), checkpoints(folder)
     if dist.get_rank() == 1:

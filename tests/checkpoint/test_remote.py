@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -136,6 +137,41 @@ def test_what_is_left_of_an_old_checkpoint_is_cleared_away(store: Store, tmp_pat
     assert store.checkpoints() == ["step_00000002"]
 
 
+def test_a_save_that_fewer_ranks_make_again_is_whole(store: Store, tmp_path: Path) -> None:
+    MemoryFileSystem().pipe_file("/bucket/run/step_00000002/__1_0.distcp", b"of a rank that is no more")
+    save(manager(tmp_path / "here"), 2)
+    assert manager(tmp_path / "there").find("auto") == tmp_path / "there/step_00000002"
+
+
+def test_a_new_machine_leaves_as_many_as_are_kept(store: Store, tmp_path: Path) -> None:
+    save(manager(tmp_path / "here", keep=3), 2, 4, 6)
+    there = manager(tmp_path / "there", keep=3)
+    there.find("auto")
+    save(there, 8)
+    assert store.checkpoints() == ["step_00000004", "step_00000006", "step_00000008"]
+
+
+def test_what_a_node_has_in_part_comes_whole_from_the_store(store: Store, tmp_path: Path) -> None:
+    save(manager(tmp_path), 2, 4)
+    (tmp_path / "step_00000004/__0_0.distcp").unlink()  # as where another node's rank has written it
+    found = manager(tmp_path).find("auto")
+    assert found == tmp_path / "step_00000004"
+    assert damage(found) is None
+
+
+def test_a_node_of_its_own_folder_loads_what_rank_0_found(store: Store, tmp_path: Path) -> None:
+    there = manager(tmp_path / "there")
+    save(there, 2, 4)  # of a branch that was left
+    state, here = train(build(), 4), manager(tmp_path / "here")
+    here.save(state)
+    here.wait()
+    text = (tmp_path / "here/step_00000004/manifest.json").read_text()
+    there.runtime = SimpleNamespace(**vars(runtime()), on_main=lambda make: text, barrier=lambda: None)
+    again = build(seed=1)
+    there.load(tmp_path / "there/step_00000004", again)
+    assert different(tensors(state), tensors(again)) == []
+
+
 def test_kept_epochs_stay_and_are_a_last_resort(store: Store, tmp_path: Path) -> None:
     save(manager(tmp_path / "here", keep=1, keep_every_epochs=1), 10, 20, 25)
     assert store.checkpoints() == ["epoch_0001", "epoch_0002", "step_00000025"]
@@ -157,7 +193,6 @@ def test_a_store_that_does_not_answer_is_a_sentence_and_no_new_start(store: Stor
     assert [name for name in names(tmp_path / "there") if name.startswith(".")] == []
 
 
-@pytest.mark.xfail(strict=True, reason="`latest` at the URL is not asked whether a run has begun")
 def test_with_none_whole_in_the_store_a_new_machine_refuses(store: Store, tmp_path: Path) -> None:
     save(manager(tmp_path / "here"), 2, 4)
     for step in (2, 4):
