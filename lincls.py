@@ -104,7 +104,7 @@ def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", 
         return
     if folder.has_ended(state.step, numbers.stop_step, runtime):
         return
-    start = check_start(settings, runtime, folder, state, data_sha256=list_hash(whole))
+    start = check_start(settings, runtime, folder, checkpoints, state, data_sha256=list_hash(whole))
 
     held_out = "" if sets.held_out is None else f", {len(sets.held_out):,} held out"
     variant = "linear, on cached features of centre crops: a variant" if settings.cache_features else "linear"

@@ -79,7 +79,7 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     if folder.has_ended(state.step, numbers.stop_step, runtime):
         return
 
-    start = check_start(settings, runtime, folder, state, data_sha256=list_hash(images))
+    start = check_start(settings, runtime, folder, checkpoints, state, data_sha256=list_hash(images))
 
     monitor = KnnMonitor(settings, images, runtime)
     facts = {

@@ -183,7 +183,9 @@ def fine_tune(
     if folder.has_ended(state.step, numbers.stop_step, runtime):
         return
     bn_images = 0 if settings.batchnorm == "synced" else numbers.micro_batch
-    start = check_start(settings, runtime, folder, state, data_sha256=list_hash(train), bn_images=bn_images)
+    start = check_start(
+        settings, runtime, folder, checkpoints, state, data_sha256=list_hash(train), bn_images=bn_images
+    )
 
     facts = {
         "encoder": f"{settings.pretrained} ({encoder.encoder_name}), fine-tuned",

@@ -106,7 +106,7 @@ def fine_tune(settings: Detect, data: "DetectionData", runtime: "Runtime", folde
     if folder.has_ended(state.step, numbers.stop_step, runtime):
         return runtime.on_main(lambda: main_figures(folder.read_summary()))
 
-    start = check_start(settings, runtime, folder, state, data_sha256=data.sha256)
+    start = check_start(settings, runtime, folder, checkpoints, state, data_sha256=data.sha256)
 
     with_masks = " with masks" if settings.mask else ""
     facts = {

@@ -6,8 +6,8 @@ import shutil
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -33,8 +33,9 @@ class Report(NamedTuple):
     Attributes:
         facts: what must be equal on all ranks, by name.
         clock: seconds since 1970, right after a barrier.
-        free_bytes: of the disk under the run folder, on rank 0; shared_bytes: of shared memory, -1 where there is none.
-        sees_folder: whether the run folder of rank 0 is this rank's too.
+        free_bytes: of the disk under the folder, on rank 0; shared_bytes: of shared memory, -1 where there is none.
+        sees_folder: whether the folder of rank 0 is this rank's too.
+        unreachable: whether gloo would tell the others an address of this host that they cannot reach.
     """
 
     host: str
@@ -43,6 +44,7 @@ class Report(NamedTuple):
     free_bytes: int
     shared_bytes: int
     sees_folder: bool
+    unreachable: bool
 
 
 def preflight(
@@ -57,25 +59,28 @@ def preflight(
 
     Args:
         facts: what must be equal on all ranks besides code and torch, by name, such as `settings` and `dataset`.
-        folder: the run folder.
-        checkpoint_bytes: size of a checkpoint in the run folder; 0 where they are kept elsewhere.
+        folder: where the checkpoints are.
+        checkpoint_bytes: size of a checkpoint in that folder; 0 where they are kept at a URL.
         workers: loader processes of a rank, which hand over batches in shared memory.
 
     Returns:
         One line for the banner, with a warning where shared memory is short.
 
     Raises:
-        UserError: what must be equal is not, a clock is off by more than 5 s, not all see the same run folder, or two
-            checkpoints do not fit. It is the same on every rank.
+        UserError: what must be equal is not, a clock is off by more than 5 s, not all see the same folder, a host is
+            known to itself by no address for others, or two checkpoints do not fit. It is the same on every rank.
     """
     facts = {"code": code_version(), "torch": torch.__version__, **facts}
+    runtime.on_main(lambda: _make(folder))
     free, shared = _free_bytes(folder) if runtime.is_main else 0, _free_bytes(_SHARED_MEMORY)
     sees_folder = _sees_folder(runtime, folder) if checkpoint_bytes else True
     runtime.barrier()
-    reports = _gather(runtime, Report(socket.gethostname(), facts, time.time(), free, shared, sees_folder))
+    mine = Report(socket.gethostname(), facts, time.time(), free, shared, sees_folder, _is_unreachable(runtime))
+    reports = _gather(runtime, mine)
 
     skew = [report.clock - reports[0].clock for report in reports]
     mistakes = [*_other_facts(reports), *_wrong_clocks(reports, skew), *_other_folders(reports, folder)]
+    mistakes += _without_address(reports)
     if mistakes:
         raise UserError(_sentence(mistakes))
     free, needed = reports[0].free_bytes, 2 * checkpoint_bytes
@@ -208,11 +213,22 @@ def _sees_folder(runtime: Runtime, folder: Path) -> bool:
 
 def _make_token(folder: Path) -> Path:
     token = folder / f".seen-{uuid4().hex}"
-    try:
+    with _writing(folder):
         token.touch()
+    return token
+
+
+def _make(folder: Path) -> None:
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); give an --out that you may write to") from None
-    return token
 
 
 def _other_folders(reports: Sequence[Report], folder: Path) -> list[str]:
@@ -223,6 +239,27 @@ def _other_folders(reports: Sequence[Report], folder: Path) -> list[str]:
     return [
         f"{folder} on {_named(ranks, reports)} is not the folder of rank 0 ({reports[0].host}), so that no checkpoint "
         "would be whole: give an --out on a disk that all nodes share, or a --checkpoint.folder at a URL"
+    ]
+
+
+def _is_unreachable(runtime: Runtime) -> bool:
+    """Whether this host's name means the host itself alone, and gloo was not told which interface to take."""
+    if runtime.world_size == 1 or os.environ.get("GLOO_SOCKET_IFNAME"):
+        return False
+    try:
+        return socket.gethostbyname(socket.gethostname()).startswith("127.")
+    except OSError:
+        return True  # gloo falls back to the loopback address
+
+
+def _without_address(reports: Sequence[Report]) -> list[str]:
+    """What to say of ranks that the others could not reach by gloo, which saves and agreements go through."""
+    ranks = [rank for rank, report in enumerate(reports) if report.unreachable]
+    if not ranks or len({report.host for report in reports}) == 1:
+        return []
+    return [
+        f"the name of the host of {_named(ranks, reports)} leads to no address that other hosts can reach: give it one "
+        "in /etc/hosts or DNS, or name its network interface in GLOO_SOCKET_IFNAME"
     ]
 
 

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import time
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -18,6 +19,12 @@ def process_status(pid: int | str) -> tuple[str, int] | None:
         return fields[0], int(fields[19])  # fields 3 and 22 of proc(5)
     except (OSError, IndexError):
         return None
+
+
+def process_age(pid: int) -> float | None:
+    """Seconds since a process of this host began; None where none is to be seen."""
+    status = process_status(pid)
+    return None if status is None else time.clock_gettime(time.CLOCK_BOOTTIME) - status[1] / os.sysconf("SC_CLK_TCK")
 
 
 def pid_namespace() -> str:

@@ -4,6 +4,8 @@ import atexit
 import ctypes
 import multiprocessing
 import os
+import resource
+import signal
 import sys
 import threading
 import time
@@ -16,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from simsiam.distributed.processes import end_with_parent
+from simsiam.distributed.processes import end_with_parent, process_age
 from simsiam.distributed.store import fresh_store
 from simsiam.distributed.threads import usable_cores
 from simsiam.errors import PeersLost, UserError
@@ -37,7 +39,7 @@ class Runtime:
     local_rank: int
     device: torch.device
     began: float = field(default_factory=time.monotonic)
-    """When this process entered the run, by the monotonic clock."""
+    """When the run began, by the monotonic clock: the torchrun of this process, whose restarts are of the same run."""
     store: dist.Store | None = None
     """What the ranks share besides the group; None for one rank."""
 
@@ -83,6 +85,7 @@ def running(device: str, world_size: int = 0) -> Iterator[Runtime]:
     exception they do not meet: the process says what it has to say and ends, whatever its group still waits for.
     """
     _end_with_agent()
+    _allow_many_files()
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     where = _device(device, local)
@@ -98,7 +101,7 @@ def running(device: str, world_size: int = 0) -> Iterator[Runtime]:
             "clock right, and that --nnodes and --nproc_per_node are those of the run"
         )
     store = fresh_store(rank, world, _COMING) if world > 1 else None
-    runtime = Runtime(rank, world, local, where, store=store)
+    runtime = Runtime(rank, world, local, where, time.monotonic() - _age_of_agent(), store)
     try:
         if store is not None:
             backend = "nccl" if cuda else "gloo"
@@ -128,9 +131,26 @@ def _is_of_the_network(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "gloo" in str(error))
 
 
+def _has_agent() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux"
+
+
+def _age_of_agent() -> float:
+    """Seconds since torchrun began; 0 without one."""
+    return (process_age(os.getppid()) or 0.0) if _has_agent() else 0.0
+
+
+def _allow_many_files() -> None:
+    """Takes all the open files that the system grants: a group of gloo has a socket for each rank."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):  # macOS names a hard limit that it does not grant
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _end_with_agent() -> None:
     """Has Linux kill this process when torchrun's agent is killed, which otherwise leaves its ranks running."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
+    if not _has_agent():
         return
     parent = os.getppid()
     end_with_parent()
@@ -143,7 +163,7 @@ def _leave_alone(error: BaseException) -> None:
 
     Destroying a group waits for what its peers may never do, and an interpreter that ends with a group in it aborts.
     """
-    code = getattr(error, "exit_code", 1)
+    code = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
+from types import FrameType
 from typing import IO, NamedTuple, NoReturn
 
 from torch.distributed import PrefixStore, Store
@@ -84,15 +85,16 @@ class Watchdog:
         self._path = folder / "stacks" / f"rank_{runtime.rank:05d}.txt"
         self._interval = min(1.0, timeout / 10)
         self._step, self._phase, self._stepped = 0, "starting", False
-        self._moved = self._floor = time.monotonic()
+        self._moved = self._floor = self._looked = time.monotonic()
         self._slowest = 0.0
         # Seconds of the first step, all that is known of the second: it takes longer, but a large step takes minutes.
         self._first = 0.0
         self._heard = time.monotonic()
         self._closing, self._ending = threading.Event(), threading.Lock()
-        self._main = threading.main_thread().ident
+        self._main, self._pid = threading.main_thread().ident, os.getpid()
         self._threads: list[threading.Thread] = []
         self._peers: _Peers | None = None
+        self._zero: Beat | None = None
         self._file: IO | None = None
 
     def start(self) -> None:
@@ -100,8 +102,10 @@ class Watchdog:
         if not self._timeout:
             return
         self._file = self._open()
-        self._heard = self._moved = time.monotonic()
-        if self._runtime.store is not None:
+        self._heard = self._moved = self._looked = time.monotonic()
+        if self._runtime.store is None:
+            self._stop_before = signal.signal(signal.SIGTSTP, self._stand_aside)
+        else:
             # The first beat is not left to a thread: of a rank that stops at once the others must know the process.
             self._peers = _Peers(self._runtime, self._timeout, self._interval)
             self._peers.tell(self._beat(0))
@@ -138,6 +142,8 @@ class Watchdog:
             thread.join(timeout=5)
         if self._file is not None:
             faulthandler.cancel_dump_traceback_later()
+            if self._runtime.store is None:
+                signal.signal(signal.SIGTSTP, self._stop_before)
             with suppress(OSError):
                 if self._file is not sys.__stderr__ and os.fstat(self._file.fileno()).st_size == 0:
                     self._path.unlink()
@@ -146,28 +152,40 @@ class Watchdog:
 
     # This process
 
+    def _stand_aside(self, number: int, frame: FrameType | None) -> None:
+        """Ctrl-Z, or Slurm that suspends the job: the alarm of `_watch` would go off as soon as the process goes on."""
+        if os.getpid() == self._pid:  # and no loader's process, which has none
+            faulthandler.cancel_dump_traceback_later()
+        os.kill(os.getpid(), signal.SIGSTOP)
+
     def _watch(self) -> None:
-        looked = time.monotonic()
         while not self._closing.wait(self._interval):
             # Writes the stacks from a thread that needs no GIL, should this one not run again in time.
             faulthandler.dump_traceback_later(self._timeout, exit=self._runtime.store is None, file=self._file)
             now = time.monotonic()
-            if now - looked > _gap(self._interval):
-                # This thread could not run either: the process was stopped, or its machine. That is no idleness.
-                self._floor = now - max(0.0, looked - max(self._moved, self._floor))
-                self._heard = min(now, self._heard + now - looked)
-            looked = now
+            if now - self._looked > _gap(self._interval):
+                self._heard = min(now, self._heard + now - self._looked)
+            self._forgive_gap(now)
+            self._looked = now
             if self._runtime.store is None:
                 rank = self._runtime.rank
                 verdict = judge({rank: self._beat(0)}, {rank: 0.0}, self._timeout)
                 if verdict:
                     self._end(verdict._replace(by=rank))
-            elif now - self._heard > self._timeout:
+            elif now - self._heard > (min(self._timeout, 5.0) if self._stopping() else self._timeout):
+                # Where no torchrun does it, rank 0 holds the store itself.
+                zero = f", perhaps {_named({0: self._zero})}" if self._zero and self._runtime.rank else ""
                 gone = f"rank {self._runtime.rank} has not reached the store of the job for {now - self._heard:.0f} s"
                 by = self._runtime.rank if self._runtime.local_rank == 0 else -1
-                self._end(Verdict(by, f"{gone}; the node or the torchrun that held it is gone"))
+                self._end(Verdict(by, f"{gone}; the node or the process that held it is gone or stands still{zero}"))
+
+    def _forgive_gap(self, now: float) -> None:
+        """Where `_watch` could not run either, the process was stopped, or its machine: that is no idleness."""
+        if now - self._looked > _gap(self._interval):
+            self._floor = now - max(0.0, self._looked - max(self._moved, self._floor))
 
     def _beat(self, number: int) -> Beat:
+        self._forgive_gap(time.monotonic())
         idle = time.monotonic() - max(self._moved, self._floor)
         waits, place = _where(self._main)
         return Beat(number, self._step, self._phase, idle, self._limit(), waits, place, _host(), os.getpid(), born())
@@ -212,7 +230,7 @@ class Watchdog:
                 mine = self._beat(number)
                 peers.tell(mine._replace(phase=_CLOSED) if last else mine)
                 verdict = None if last else peers.look(bool(self._stopping()))
-                self._heard = time.monotonic()
+                self._heard, self._zero = time.monotonic(), peers.zero or self._zero
             except (RuntimeError, OSError):
                 verdict = self._peers = None  # `_watch` ends the process when this lasts
             if verdict:
@@ -232,7 +250,7 @@ class _Peers:
         self._keys = [f"beat/{rank}" for rank in range(runtime.world_size)]
         self._changed: dict[int, tuple[int, float]] = {}
         self._looked = time.monotonic()
-        self._zero: Beat | None = None
+        self.zero: Beat | None = None
         self._knows_all = False
         for key in ("verdict", self._keys[0]):
             self._store.compare_set(key, "", _NONE)
@@ -274,12 +292,12 @@ class _Peers:
         for rank, beat in beats.items():
             if rank not in self._changed or self._changed[rank][0] != beat.number:
                 self._changed[rank] = beat.number, now
-        self._zero = beats.get(0)
+        self.zero = beats.get(0)
         return beats
 
     def _stands_in(self) -> bool:
         """Whether this rank judges for rank 0: it has left or is silent, and no rank between has done it by now."""
-        if self._zero is None:
+        if self.zero is None:
             return False
         silent = time.monotonic() - self._changed[0][1]
         return silent > self._timeout / 2 + 2 * self._interval * (self._rank - 1)

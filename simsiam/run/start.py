@@ -2,6 +2,7 @@
 
 import torch
 
+from simsiam.checkpoint.manager import Checkpoints
 from simsiam.distributed.preflight import preflight, source_hash
 from simsiam.distributed.runtime import Runtime
 from simsiam.evaluation.ledger import config_hash
@@ -12,7 +13,14 @@ from simsiam.training.state import TrainState
 
 
 def check_start(
-    settings: Job, runtime: Runtime, folder: RunFolder, state: TrainState, *, data_sha256: str, bn_images: int = 0
+    settings: Job,
+    runtime: Runtime,
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    state: TrainState,
+    *,
+    data_sha256: str,
+    bn_images: int = 0,
 ) -> str:
     """Compares the ranks, and a run that goes on with how it began. Every rank must call it.
 
@@ -43,7 +51,7 @@ def check_start(
         found = preflight(
             runtime,
             {"settings": config_hash(settings), "dataset": data_sha256},
-            folder=folder.path,
+            folder=checkpoints.folder,
             checkpoint_bytes=0 if elsewhere else sum(tensor.nbytes for tensor in state.tensors().values()),
             workers=getattr(settings, "workers", 0),
         )

@@ -93,6 +93,11 @@ def folder_of_its_own(rank: int, facts: dict[str, str]) -> None:
         Path.exists = lambda path: not path.name.startswith(".seen-") and exists(path)
 
 
+def host_without_address(rank: int, facts: dict[str, str]) -> None:
+    socket.gethostname = lambda: f"node{rank}"
+    socket.gethostbyname = lambda name: "127.0.1.1" if rank == 1 else "10.0.0.7"
+
+
 HOST = re.escape(f"({socket.gethostname()})")
 
 
@@ -111,6 +116,7 @@ HOST = re.escape(f"({socket.gethostname()})")
         (2, slow_clock, rf"The clock of rank 1 {HOST} is 60 s behind that of rank 0 {HOST}: set it by NTP"),
         (2, fast_clock, r"The clock of rank 1 .* is 60 s ahead of that of rank 0"),
         (3, wrong_clock_of_rank_0, r"The clock of ranks 1-2 .* is 60 s ahead of that of rank 0"),
+        (2, host_without_address, r"The name of the host of rank 1 .node1. leads to no address that other hosts"),
         (3, folder_of_its_own, rf"/.* on rank 1 {HOST} is not the folder of rank 0 {HOST}, so that no checkpoint"),
     ],
 )
@@ -143,7 +149,7 @@ def test_shared_memory_that_workers_lack_is_a_warning(
 
 
 def test_many_ranks_are_named_in_spans() -> None:
-    reports = [module.Report(f"node{rank // 8}", {}, 0.0, 0, 0, True) for rank in range(800)]
+    reports = [module.Report(f"node{rank // 8}", {}, 0.0, 0, 0, True, False) for rank in range(800)]
     assert module._named([*range(8, 16), 24], reports) == "ranks 8-15 and 24 (node1, node3)"
     assert module._named(range(1, 800, 2), reports) == (
         "ranks 1, 3, 5, 7, 9, 11, 13, 15 and 392 more (node0, node1, node2, ...)"

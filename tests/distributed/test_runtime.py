@@ -1,12 +1,16 @@
 """Ranks end when they must: with the agent that started them, and with their own exit code after an exception."""
 
+import os
+import resource
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from simsiam.distributed import runtime as module
 from simsiam.distributed.runtime import running
 from simsiam.errors import UserError
 from tests.conftest import ROOT, clean_environment
@@ -39,6 +43,25 @@ def test_ranks_do_not_outlive_a_killed_agent(tmp_path: Path) -> None:
         agent.kill()
         agent.wait()
     wait_until(lambda: not any(runs(int(file.read_text())) for file in files), 20)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_run_began_when_its_torchrun_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a run")
+    monkeypatch.setattr(module, "end_with_parent", lambda: None)
+    monkeypatch.setattr(module, "process_age", lambda pid: 500.0 if pid == os.getppid() else None)
+    with running("cpu") as runtime:
+        assert 500 <= time.monotonic() - runtime.began < 520
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    with running("cpu") as runtime:
+        assert time.monotonic() - runtime.began < 20
+
+
+def test_all_the_files_that_the_system_grants_may_be_open() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    with running("cpu"):
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
 
 
 def test_another_number_of_ranks_than_asked_for_is_refused_by_each_for_itself() -> None:

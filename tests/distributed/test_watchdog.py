@@ -88,6 +88,14 @@ def evaluate(watchdog: Watchdog) -> None:
         time.sleep(1.7 * TIMEOUT)
 
 
+def be_suspended(watchdog: Watchdog) -> None:
+    if os.fork() == 0:
+        time.sleep(1.7 * TIMEOUT)
+        os.kill(os.getppid(), signal.SIGCONT)
+        os._exit(0)
+    os.kill(os.getpid(), signal.SIGTSTP)
+
+
 def nothing(watchdog: Watchdog) -> None: ...
 
 
@@ -104,6 +112,7 @@ CASES = {
     "store gone": Case(nothing, [EXIT_CODE, EXIT_CODE], "rank 0 has not reached the store of the job"),
     "alone asleep": Case(wait_for_data, [EXIT_CODE], MISSING.format(0), rank=0),
     "alone, lock held": Case(hold_the_lock, [1], "", rank=0),
+    "alone, suspended": Case(be_suspended, [0], "", rank=0),
     "alone, off": Case(evaluate, [0], "", rank=0, timeout=0.0),
 }
 
