@@ -1,6 +1,7 @@
 """How a run ends when it does not end well: one sentence from rank 0 and an exit code, never a traceback a rank."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -44,6 +45,10 @@ def ends_with_a_sentence(main: Callable[[], None]) -> Callable[[], None]:
         except PeersLost as lost:
             print(f"error: {lost}", file=sys.stderr, flush=True)
             sys.exit(lost.exit_code)
+        except KeyboardInterrupt:  # not while a run trains, where it is a wish to save and end
+            if os.environ.get("RANK", "0") == "0":
+                print("interrupted", file=sys.stderr, flush=True)
+            sys.exit(128 + signal.SIGINT)
         except Preempted as stopped:
             if os.environ.get("RANK", "0") == "0":
                 print(stopped, flush=True)

@@ -53,6 +53,7 @@ class Keeper:
         self._limit = wall_seconds(settings.max_wall_time)
         self._saved_at = self._stepped_at = time.monotonic()
         self._slowest_step = self._slowest_break = 0.0
+        self._saved_step = -1
         self._ends_because = ""
 
     def __enter__(self) -> "Keeper":
@@ -84,6 +85,9 @@ class Keeper:
         self._guard.watch(step, result.finite, result.own_loss, result.own_gradients)
 
         heard = self._agreement.exchange(self._wishes(now))
+        if self._saved_step == step - 1:
+            # Of several ranks what is heard was told a step ago, and of the save before the one begun since.
+            heard -= {Wish.SAVE, Wish.SETTLE}
         if Wish.SETTLE in heard:
             self._settle()
         if Wish.STOP in heard:
@@ -110,7 +114,7 @@ class Keeper:
             self._settle()
             self._journal.folder.check_ours(self._runtime)
             path = self._checkpoints.save(self._state)
-            self._saved_at = time.monotonic()
+            self._saved_at, self._saved_step = time.monotonic(), self._state.step
             if self._ends_because and self._state.step < self._numbers.stop_step:
                 self._checkpoints.wait()
                 self._agreement.close()
@@ -180,6 +184,8 @@ class Keeper:
         bad = self._guard.first_bad()
         if bad is None:
             return
+        with self._apart("saving"):
+            self._settle()  # a save from before is good, and may be under way
         ranks = f"rank{'s' if len(bad.ranks) > 1 else ''} {', '.join(map(str, bad.ranks))}"
         where = f" on {ranks}" if bad.ranks and self._runtime.world_size > 1 else ""
         newest = self._checkpoints.newest()
