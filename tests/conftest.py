@@ -61,6 +61,26 @@ def launch() -> Callable[..., subprocess.CompletedProcess]:
 
 
 @pytest.fixture
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess]:
+    """As `launch`, but forked from the test: it takes a second and not ten. The code is that of the first to fail."""
+
+    def run(script: str, *arguments: object, ranks: int = 1, check: bool = True) -> subprocess.CompletedProcess:
+        from tests.forked import fork
+
+        said = [tmp_path_factory.mktemp("said") / name for name in ("out", "err")]
+        processes = fork(ranks, [script, *arguments], *said)
+        for process in processes:
+            process.join(900)
+            process.kill()
+        code = next((process.exitcode for process in processes if process.exitcode), 0)
+        out, err = (path.read_text() for path in said)
+        assert not check or code == 0, out + err
+        return subprocess.CompletedProcess([script, *arguments], code, out, err)
+
+    return run
+
+
+@pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
     """`call("lincls.py", *arguments)` runs a script's main in this process and gives its exit code: no start-up."""
 

@@ -84,8 +84,8 @@ def test_random_weights_are_those_of_the_seed(call: Call, tmp_path: Path, capsys
     assert "another encoder" in capsys.readouterr().err
 
 
-def test_a_wrong_pretrained_is_one_sentence_and_exit_code_2(launch, tmp_path: Path) -> None:
-    done = launch("lincls.py", *PROBE, "--pretrained", tmp_path / "none", "--out", tmp_path / "run", check=False)
+def test_a_wrong_pretrained_is_one_sentence_and_exit_code_2(forked, tmp_path: Path) -> None:
+    done = forked("lincls.py", *PROBE, "--pretrained", tmp_path / "none", "--out", tmp_path / "run", check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("error:") == 1

@@ -21,7 +21,7 @@ TINY = (
 )  # fmt: skip
 
 
-def test_a_run_leaves_everything_and_its_encoder_is_measured(launch, tmp_path: Path) -> None:
+def test_a_run_leaves_everything_and_its_encoder_is_measured(launch, forked, tmp_path: Path) -> None:
     run = tmp_path / "run"
     launch("pretrain.py", *TINY, "--max-steps", 3, "--out", run)
     for name in ("config.yaml", "first_views.png", "summary.json", "completed", "checkpoints/latest"):
@@ -30,16 +30,16 @@ def test_a_run_leaves_everything_and_its_encoder_is_measured(launch, tmp_path: P
     line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-2])
     for key in ("loss", "std", "effective_rank", "verdict", "lr", "grad_norm", "pairs_per_second", "data_seconds"):
         assert key in line
-    again = launch("pretrain.py", "-c", run / "config.yaml")
+    again = forked("pretrain.py", "-c", run / "config.yaml")
     assert "complete at step 3" in again.stdout
     assert json.loads((run / "summary.json").read_text())["knn"] >= 0
-    refused = launch("pretrain.py", "-c", run / "config.yaml", "--resume", "never", check=False)
+    refused = forked("pretrain.py", "-c", run / "config.yaml", "--resume", "never", check=False)
     assert refused.returncode == 2
     assert "already holds a run" in refused.stderr
 
     linear = tmp_path / "linear"
     probe = ("--recipe", "lincls-quickstart", "--data", "digits", "--views.size", 16, "--views.resize", 16)
-    launch("lincls.py", *probe, "--pretrained", run, "--epochs", 2, "--hide-progress", "--out", linear)
+    forked("lincls.py", *probe, "--pretrained", run, "--epochs", 2, "--hide-progress", "--out", linear)
     summary = json.loads((linear / "summary.json").read_text())
     assert summary["encoder_sha256"] == encoder_hash(load_encoder(run))
     assert summary["val_images"] == 360
@@ -47,8 +47,8 @@ def test_a_run_leaves_everything_and_its_encoder_is_measured(launch, tmp_path: P
     assert f"top-1 {summary['top1']:.2f}%" in evaluated.stdout
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(launch, tmp_path: Path) -> None:
-    done = launch("pretrain.py", *TINY, "--max-steps", 9, "--optim.lr", "1e30", "--out", tmp_path, check=False)
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(forked, tmp_path: Path) -> None:
+    done = forked("pretrain.py", *TINY, "--max-steps", 9, "--optim.lr", "1e30", "--out", tmp_path, check=False)
     assert done.returncode == 3
     assert "not finite at step" in done.stderr
     assert (tmp_path / "failed").exists()
@@ -78,7 +78,7 @@ def test_a_mistake_ends_in_one_sentence(call, capsys, tmp_path: Path, arguments:
     assert "Traceback" not in said
 
 
-def test_odd_images_train_and_unreadable_ones_are_listed(launch, tmp_path: Path) -> None:
+def test_odd_images_train_and_unreadable_ones_are_listed(forked, tmp_path: Path) -> None:
     folder = tmp_path / "images/train"
     pixels = np.random.Generator(np.random.Philox(0)).integers(0, 256, (40, 48, 3), np.uint8)
     image = Image.fromarray(pixels)
@@ -95,7 +95,7 @@ def test_odd_images_train_and_unreadable_ones_are_listed(launch, tmp_path: Path)
     (folder / "a/cut.jpg").write_bytes(whole.getvalue()[:-400])
     (folder / "b/text.jpg").write_text("not an image")
     settings = ("--data", tmp_path / "images", "--batch-size", 6, "--epochs", 1, "--loader", "torchvision")
-    launch("pretrain.py", *TINY, *settings, "--out", tmp_path / "run")
+    forked("pretrain.py", *TINY, *settings, "--out", tmp_path / "run")
     listed = {line.split("\t")[0] for line in (tmp_path / "run/bad_files.txt").read_text().splitlines()}
     assert listed == {"a/cut.jpg", "b/text.jpg"}
     assert json.loads((tmp_path / "run/summary.json").read_text())["replaced_images"] == 2
@@ -207,8 +207,8 @@ def test_a_mistake_leaves_a_finished_run_as_it_was(call, tmp_path: Path, mistake
 
 
 @pytest.mark.slow
-def test_a_batch_that_does_not_divide_over_the_ranks_is_one_sentence_from_one_of_them(launch, tmp_path: Path) -> None:
-    done = launch("pretrain.py", *TINY, "--batch-size", 32, "--out", tmp_path, ranks=3, check=False)
+def test_a_batch_that_does_not_divide_over_the_ranks_is_one_sentence_from_one_of_them(forked, tmp_path: Path) -> None:
+    done = forked("pretrain.py", *TINY, "--batch-size", 32, "--out", tmp_path, ranks=3, check=False)
     ours = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(ours) == 1
     assert "--batch-size 32 does not divide over 3 ranks" in ours[0]

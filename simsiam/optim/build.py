@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from timm.optim import Lars
 from torch import nn
 
 from simsiam.optim.schedule import Schedule
@@ -46,6 +45,8 @@ def build_optimizer(
         return optimizer, schedules
     common = {"lr": peak_lr, "momentum": optim.momentum}
     if optim.name == "lars":
+        from timm.optim import Lars  # costs a second, and most runs do not need it
+
         # Without always_adapt timm's LARS is plain SGD wherever weight decay is 0, as in the linear protocol.
         optimizer = Lars(param_groups, **common, trust_coeff=optim.trust_coefficient, trust_clip=False)
     else:

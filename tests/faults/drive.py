@@ -13,7 +13,6 @@ import resource
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,20 +190,13 @@ def arm() -> None:
     points[FAULT["point"]]()
 
 
-def main() -> int:
-    """Runs pretrain.py with the fault; its exit code."""
+def main() -> None:
+    """Runs pretrain.py with the fault."""
     FAULT.update(json.loads(os.environ.get("FAULT", "null")) or {})
     if FAULT:
         arm()
-    try:
-        pretrain.main()
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    return 0
+    pretrain.main()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

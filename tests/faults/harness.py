@@ -1,33 +1,20 @@
-"""Runs that are killed, stopped and damaged: ranks forked from the test, so that a start takes a second and not ten."""
+"""Runs that are killed, stopped and damaged."""
 
-import atexit
-import faulthandler
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
-import socket
-import sys
 import time
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-# Much of this is only for the ranks: what is imported before a fork they need not import, which takes 6 s.
-import sklearn.datasets  # noqa: F401
-import timm  # noqa: F401
 import torch
 import torch.distributed.checkpoint as dcp
-import torchvision  # noqa: F401
 
-import simsiam.evaluation.monitor
-import simsiam.methods.registry
-import simsiam.methods.simsiam
-import simsiam.run.board
-import simsiam.training.keeper  # noqa: F401
 from tests.faults import drive
+from tests.forked import fork
 
 RUN = (
     "--recipe", "quickstart", "--data", "digits", "--encoder", "resnet8", "--precision", "fp32", "--batch-size", 16,
@@ -57,19 +44,9 @@ def start(
     stdout: int | None = None,
 ) -> list[BaseProcess]:
     """pretrain.py on so many gloo ranks, which write what they say to OUT.log, or to another descriptor than that."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    places = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
-    places |= {"MASTER_PORT": str(port), "FAULT": json.dumps(fault)}
-    argv = ["pretrain.py", *map(str, (*settings, *arguments)), "--out", str(out)]
-    context = multiprocessing.get_context("fork")
-    processes = [
-        context.Process(target=_rank, args=(rank, places, argv, f"{out}.log", stdout)) for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    return processes
+    log = Path(f"{out}.log")
+    argv = ("pretrain.py", *settings, *arguments, "--out", out)
+    return fork(ranks, argv, log if stdout is None else stdout, log, drive.main, FAULT=json.dumps(fault))
 
 
 def wait(processes: Sequence[BaseProcess], seconds: float = 600) -> list[int]:
@@ -177,22 +154,3 @@ def left_behind(out: Path) -> list[str]:
     """What a run that is over must not leave: locks, temporary files and folders."""
     patterns = ("run.lock*", ".*.tmp", ".*.part", "checkpoints/.*", ".run.lock*", ".write-test")
     return sorted(str(path.relative_to(out)) for pattern in patterns for path in out.glob(pattern))
-
-
-def _rank(rank: int, places: dict[str, str], argv: list[str], log: str, stdout: int | None) -> None:
-    os.environ.update(places, RANK=str(rank), LOCAL_RANK=str(rank))
-    for name in ("DATA", "LOG"):
-        os.environ.pop(name, None)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor if stdout is None else stdout, 1)
-    os.dup2(descriptor, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    torch.set_num_threads(1)
-    sys.argv = argv
-    faulthandler.disable()  # pytest has it enabled, and would have each crash written to the screen
-    atexit._clear()  # what the test's own process would do at its end
-    code = drive.main()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

@@ -65,9 +65,9 @@ def test_a_trained_predictor_is_neither() -> None:
 
 
 @pytest.mark.slow
-def test_without_stop_gradient_the_verdict_is_collapsed_within_two_epochs(launch, tmp_path: Path) -> None:
+def test_without_stop_gradient_the_verdict_is_collapsed_within_two_epochs(forked, tmp_path: Path) -> None:
     without = ("--method.stop_gradient", "false", "--health.on_collapse", "stop")
-    done = launch("pretrain.py", *SMALL, "--max-steps", 156, "--knn-every", 0, *without, "--out", tmp_path, check=False)
+    done = forked("pretrain.py", *SMALL, "--max-steps", 156, "--knn-every", 0, *without, "--out", tmp_path, check=False)
     last = measures(tmp_path)[-1]
     assert done.returncode == 3
     assert last["verdict"] == "collapsed"
@@ -78,9 +78,9 @@ def test_without_stop_gradient_the_verdict_is_collapsed_within_two_epochs(launch
 
 
 @pytest.mark.slow
-def test_with_stop_gradient_every_verdict_is_ok_and_knn_gains_15_points(launch, tmp_path: Path) -> None:
+def test_with_stop_gradient_every_verdict_is_ok_and_knn_gains_15_points(forked, tmp_path: Path) -> None:
     four_of_eight = ("--epochs", 8, "--max-steps", 312, "--knn-every", 4)
-    launch("pretrain.py", *SMALL, *four_of_eight, "--out", tmp_path, ranks=2)
+    forked("pretrain.py", *SMALL, *four_of_eight, "--out", tmp_path, ranks=2)
     assert {line["verdict"] for line in measures(tmp_path) if "verdict" in line} == {"ok"}
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["knn"] > summary["knn_random"] + 15

@@ -22,10 +22,10 @@ def test_linear_and_finetune_sweep_their_rates(call: Call, tmp_path: Path) -> No
         assert json.loads((out / "summary.json").read_text())["val_images"] == 360
 
 
-def test_few_shot_says_mean_and_interval_the_same_on_two_ranks(call: Call, launch: Callable, tmp_path: Path) -> None:
+def test_few_shot_says_mean_and_interval_the_same_on_two_ranks(call: Call, forked: Callable, tmp_path: Path) -> None:
     given = ("--protocol=few-shot", *GIVEN, "--shots", "[1,20]", "--trials", 3)
     assert call("transfer/classify.py", *given, "--out", tmp_path / "1") == 0
-    launch("transfer/classify.py", *given, "--out", tmp_path / "2", ranks=2)
+    forked("transfer/classify.py", *given, "--out", tmp_path / "2", ranks=2)
     one, two = (json.loads((tmp_path / ranks / "few_shot.json").read_text()) for ranks in "12")
     assert one == two
     few, more = one["answers"]

@@ -69,13 +69,13 @@ def test_a_run_cut_off_anywhere_ends_as_if_it_had_not_been(call: Call, voc: Path
 
 
 def test_two_ranks_train_and_test_and_any_number_tests_alike(
-    call: Call, launch: Callable, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    call: Call, forked: Callable, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "run"
     given = (*TINY, "--data", voc, *RANDOM, "--out", out, "--workers", 1)
-    launch("transfer/detect.py", *given, ranks=2)
+    forked("transfer/detect.py", *given, ranks=2)
     figures = {name: summary(out)[name] for name in AP}
-    again = launch("transfer/detect.py", *given, "--evaluate-only", ranks=2).stdout
+    again = forked("transfer/detect.py", *given, "--evaluate-only", ranks=2).stdout
     assert call("transfer/detect.py", *given, "--evaluate-only") == 0
     told = ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
     assert told in again
