@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test faults lint clean
+.PHONY: quickstart test faults lint docs clean
 
 quickstart: $(READY)
 	$(BIN)/python -m simsiam quickstart
@@ -20,6 +20,10 @@ faults: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The pages, with their links checked, in build/site.
+docs: $(READY)
+	$(BIN)/python -m mkdocs build --strict
 
 # Made again only where the dependencies changed.
 $(READY): setup.cfg pyproject.toml
