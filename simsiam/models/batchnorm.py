@@ -30,18 +30,20 @@ class ViewBatchNorm(nn.Module):
         self.register_buffer("running_mean", like.running_mean)
         self.register_buffer("running_var", like.running_var)
         self.register_buffer("num_batches_tracked", like.num_batches_tracked)
+        self.after = after(like)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (views * N, C, ...) -> the same shape; affine and statistics in float32 whatever the dtype of x."""
         if not self.training:
-            return nn.functional.batch_norm(
+            y = nn.functional.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
+            return self.after(y)
         if x.shape[0] % self.views:
             raise ValueError(f"a batch of {x.shape[0]} is not {self.views} views of equal size")
         y, mean, var, count = _Normalise.apply(x, self.weight, self.bias, self.views, self.eps)
         self._track(mean, var, count)
-        return y
+        return self.after(y)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
@@ -182,6 +184,11 @@ def _views(x: Tensor, per_view: Tensor) -> Tensor:
 
 def _channels(per_view: Tensor, x: Tensor) -> Tensor:
     return per_view.view(len(per_view), 1, -1, *[1] * (x.dim() - 2))
+
+
+def after(norm: nn.modules.batchnorm._BatchNorm) -> nn.Module:
+    """What a batch-norm does beside normalising: timm's BatchNormAct2d has drop and activation within."""
+    return nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
 
 
 def per_view_batchnorm(module: nn.Module, views: int) -> nn.Module:

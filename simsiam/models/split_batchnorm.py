@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simsiam.distributed.collectives import mean_over_ranks, world_size
+from simsiam.models.batchnorm import after
 
 
 class SplitBatchNorm(nn.Module):
@@ -24,11 +25,13 @@ class SplitBatchNorm(nn.Module):
         self.register_buffer("running_mean", like.running_mean)
         self.register_buffer("running_var", like.running_var)
         self.register_buffer("num_batches_tracked", like.num_batches_tracked)
+        self.after = after(like)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (views * N, C, ...) -> the same shape."""
         if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            mean, var = self.running_mean, self.running_var
+            return self.after(F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps))
         here = self.groups // world_size()
         if here * world_size() != self.groups or x.shape[0] % (self.views * here):
             raise ValueError(
@@ -44,7 +47,7 @@ class SplitBatchNorm(nn.Module):
                 self.running_mean.lerp_(stats[0].mean(0), self.momentum)
                 self.running_var.lerp_(stats[1].mean(0), self.momentum)
         self.num_batches_tracked.add_(self.views)
-        return torch.cat(normalised)
+        return self.after(torch.cat(normalised))
 
     def extra_repr(self) -> str:
         return (

@@ -1,13 +1,16 @@
 """Per-view batch norm is one ordinary batch norm a view, over the images of all ranks."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.distributed as dist
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from simsiam.models.batchnorm import ViewBatchNorm
+from simsiam.models.batchnorm import ViewBatchNorm, per_view_batchnorm
+from simsiam.models.split_batchnorm import split_batchnorm
 from tests.ranks import run_ranks
 
 
@@ -129,3 +132,15 @@ def test_ranks_of_any_sizes_equal_one(shares: tuple[int, ...]) -> None:
         assert result["calls"] == ["gather", "reduce"]
         for name, tensor in plain.state_dict().items():
             torch.testing.assert_close(result["state"][name], tensor, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("replace", [lambda m: per_view_batchnorm(m, 2), lambda m: split_batchnorm(m, 2, 1)])
+def test_the_activation_inside_timms_batchnorm_stays(replace: Callable[[nn.Module], nn.Module]) -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 6, 3), BatchNormAct2d(6), nn.Conv2d(6, 4, 3), BatchNormAct2d(4, apply_act=False))
+    ours = replace(copy.deepcopy(plain))
+    assert ours.state_dict().keys() == plain.state_dict().keys()
+    views = torch.randn(2, 8, 3, 9, 9)
+    for train in (True, False):
+        expected = torch.cat([plain.train(train)(view) for view in views])
+        torch.testing.assert_close(ours.train(train)(views.flatten(0, 1)), expected, atol=1e-5, rtol=1e-5)
