@@ -10,6 +10,7 @@ _COMMANDS = {
     "predict": "simsiam.commands.predict",
     "knn": "simsiam.commands.knn",
     "check-data": "simsiam.commands.check_data",
+    "plan": "simsiam.commands.plan",
     "show-views": "simsiam.commands.show_views",
     "shards": "simsiam.commands.shards",
     "shapes": "simsiam.commands.shapes",

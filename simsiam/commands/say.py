@@ -21,3 +21,11 @@ def say_first(lines: list[str]) -> None:
 def counted(number: int, one: str, several: str = "") -> str:
     """`1 file`, `1,200 files`."""
     return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
+def span(seconds: float) -> str:
+    """A time as people say it: `3.2 days`, `40 s`."""
+    for length, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"

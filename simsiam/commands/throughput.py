@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from simsiam.commands.disk_rate import Read, measure_disk
+from simsiam.commands.say import span
 from simsiam.data.augment import Augment
 from simsiam.data.counter import permutation
 from simsiam.data.decode import decode
@@ -144,7 +145,7 @@ def _measure(
     state = build_state(method, settings, derive(settings, 1, len(images)), runtime)
     loader = make_loader(images, plan, settings, method.num_views, device)
 
-    loading, cached = _measure_loader(loader, settings, seconds, device)
+    loading, cached = loader_rate(loader, settings, seconds, device)
     yield _row("loader", _pace(loading, "pairs/s"), f"alone ({why})")
     views = augment(cached.images, cached.samples, cached.epoch)
     augmenting = _rate(lambda: len(augment(cached.images, cached.samples, cached.epoch)[0]), seconds, device)
@@ -152,7 +153,7 @@ def _measure(
     stepping = _rate(lambda: _step(state, views), seconds, device)
     yield _row("step", _pace(stepping, "pairs/s"), f"{device.type}, on views in memory")
     together = _measure_together(loader, augment, state, settings, seconds, device)
-    length = _span(len(images) / together)
+    length = span(len(images) / together)
     yield _row("together", _pace(together, "pairs/s"), f"as in training; an epoch of {len(images):,} takes {length}")
     shares_cores = is_resident or device.type == "cpu"
     account = Account(disk, decoding, cropping, augmenting, stepping, loading, together, shares_cores)
@@ -232,7 +233,7 @@ def _crop_twice(sample: int, image: Tensor, views: Views, seed: int) -> int:
     return 1
 
 
-def _measure_loader(loader: Loader, settings: Pretrain, seconds: float, device: torch.device) -> tuple[float, Crops]:
+def loader_rate(loader: Loader, settings: Pretrain, seconds: float, device: torch.device) -> tuple[float, Crops]:
     """Pairs a second of the loader alone, and one of its batches."""
     with _steps(loader, settings, seconds) as steps:
         batch = next(steps)[0]
@@ -313,10 +314,3 @@ def _row(title: str, value: str, note: str = "") -> str:
 
 def _pace(rate: float, unit: str) -> str:
     return f"{rate:,.0f} {unit}" if rate >= 10 else f"{rate:.2g} {unit}"
-
-
-def _span(seconds: float) -> str:
-    for length, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"

@@ -1,6 +1,9 @@
 """The kNN monitor of a pretraining run."""
 
+from contextlib import nullcontext
+
 import numpy as np
+import torch
 from torch import nn
 
 from simsiam.data.datasets import has_split
@@ -50,8 +53,10 @@ class KnnMonitor:
     def accuracy(self, encoder: nn.Module) -> float:
         """Top-1 in percent; every rank must call it."""
         knn, settings = self._settings.knn, self._settings
-        return knn_accuracy(
-            encoder, self._train, self._val, settings.views, self._runtime, k=knn.k, temperature=knn.temperature,
-            centres=centre_batches if isinstance(self._train, ResidentImages) else self._centres,
-            show_progress=not settings.hide_progress and not isinstance(self._train, ResidentImages),
-        )  # fmt: skip
+        # An evaluation is too short to compile for.
+        with torch.compiler.set_stance("force_eager") if settings.compile else nullcontext():
+            return knn_accuracy(
+                encoder, self._train, self._val, settings.views, self._runtime, k=knn.k, temperature=knn.temperature,
+                centres=centre_batches if isinstance(self._train, ResidentImages) else self._centres,
+                show_progress=not settings.hide_progress and not isinstance(self._train, ResidentImages),
+            )  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from simsiam.distributed.collectives import add_up, gather_equal, world_size
+from simsiam.models.fusible_batchnorm import normalise as fusible
 
 aten = torch.ops.aten
 _PIECE = 1024  # numbers a channel that a CPU kernel may add up in a row
@@ -30,7 +31,7 @@ class ViewBatchNorm(nn.Module):
         self.register_buffer("running_mean", like.running_mean)
         self.register_buffer("running_var", like.running_var)
         self.register_buffer("num_batches_tracked", like.num_batches_tracked)
-        self.after = after(like)
+        self.after, self.tracks = after(like), True
 
     def forward(self, x: Tensor) -> Tensor:
         """x (views * N, C, ...) -> the same shape; affine and statistics in float32 whatever the dtype of x."""
@@ -41,8 +42,10 @@ class ViewBatchNorm(nn.Module):
             return self.after(y)
         if x.shape[0] % self.views:
             raise ValueError(f"a batch of {x.shape[0]} is not {self.views} views of equal size")
-        y, mean, var, count = _Normalise.apply(x, self.weight, self.bias, self.views, self.eps)
-        self._track(mean, var, count)
+        normalise = fusible if torch.compiler.is_compiling() else _Normalise.apply
+        y, mean, var, count = normalise(x, self.weight, self.bias, self.views, self.eps)
+        if self.tracks:
+            self._track(mean, var, count)
         return self.after(y)
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ class SplitBatchNorm(nn.Module):
         self.register_buffer("running_mean", like.running_mean)
         self.register_buffer("running_var", like.running_var)
         self.register_buffer("num_batches_tracked", like.num_batches_tracked)
-        self.after = after(like)
+        self.after, self.tracks = after(like), True
 
     def forward(self, x: Tensor) -> Tensor:
         """x (views * N, C, ...) -> the same shape."""
@@ -43,10 +43,12 @@ class SplitBatchNorm(nn.Module):
             stats = self.running_mean.new_zeros(2, here, self.num_features)
             for group, mean, var in zip(view.chunk(here), *stats):
                 normalised.append(F.batch_norm(group, mean, var, self.weight, self.bias, True, 1.0, self.eps))
-            with torch.no_grad():
-                self.running_mean.lerp_(stats[0].mean(0), self.momentum)
-                self.running_var.lerp_(stats[1].mean(0), self.momentum)
-        self.num_batches_tracked.add_(self.views)
+            if self.tracks:
+                with torch.no_grad():
+                    self.running_mean.lerp_(stats[0].mean(0), self.momentum)
+                    self.running_var.lerp_(stats[1].mean(0), self.momentum)
+        if self.tracks:
+            self.num_batches_tracked.add_(self.views)
         return self.after(torch.cat(normalised))
 
     def extra_repr(self) -> str:

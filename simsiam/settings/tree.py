@@ -250,6 +250,11 @@ class Pretrain(Run):
     views_schedule: list[dict[str, Any]] = field(default_factory=list)
     """What is different in `views` in the first epochs, such as [{until: 10, blur: 0.0}]: below epoch 10, counted from
     0. Entries hold in turn, each from where the one before it ends; `branches` in an entry are its own."""
+    compile: bool = False
+    """Compile residual blocks and heads by torch.compile, which takes minutes at the start; off for evaluations."""
+    recompute: bool = False
+    """Keep only what enters each residual block, and compute the rest again in the backward pass: a larger batch fits,
+    and a step takes about a third longer."""
     knn_every: int = 1
     """Epochs between runs of the kNN monitor; 0 is never."""
     knn: Knn = field(default_factory=Knn)
