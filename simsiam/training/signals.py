@@ -31,7 +31,9 @@ class Signals:
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
         for number in ASKING:
-            self._before[number] = signal.signal(number, _left_to_the_thread)
+            # What `nohup` has a process ignore stays ignored.
+            if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN):
+                self._before[number] = signal.signal(number, _left_to_the_thread)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

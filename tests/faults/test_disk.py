@@ -118,11 +118,8 @@ def test_a_run_folder_that_is_removed_is_there_again_with_the_next_save(undistur
 @pytest.mark.faults
 def test_a_run_folder_that_is_removed_costs_no_checkpoint_that_is_elsewhere(undisturbed: str, tmp_path: Path) -> None:
     out, elsewhere = tmp_path / "run", ("--checkpoint.folder", tmp_path / "checkpoints")
-    assert 0 not in run_harmed(out, shutil.rmtree, *elsewhere)
-    (told,) = sentences(out, "error: ")
-    assert str(out) in told
-    assert "Traceback" not in said(out)
-    assert run(2, out, *SHORT, *elsewhere) == [0, 0]
+    assert run_harmed(out, shutil.rmtree, *elsewhere) == [0, 0]
+    assert (out / "encoder.safetensors").exists()
     assert undisturbed.startswith(state_digest(tmp_path / f"checkpoints/step_{STEPS:08d}"))
 
 
