@@ -176,8 +176,11 @@ class Watchdog:
                 # Where no torchrun does it, rank 0 holds the store itself.
                 zero = f", perhaps {_named({0: self._zero})}" if self._zero and self._runtime.rank else ""
                 gone = f"rank {self._runtime.rank} has not reached the store of the job for {now - self._heard:.0f} s"
-                by = self._runtime.rank if self._runtime.local_rank == 0 else -1
-                self._end(Verdict(by, f"{gone}; the node or the process that held it is gone or stands still{zero}"))
+                stopped = _that_is_stopped(self._zero)
+                speaks = self._runtime.local_rank == (1 if stopped else 0)  # one on each host
+                by = self._runtime.rank if speaks else -1
+                told = f"{gone}; the node or the process that held it is gone or stands still{zero}"
+                self._end(Verdict(by, told, stopped))
 
     def _forgive_gap(self, now: float) -> None:
         """Where `_watch` could not run either, the process was stopped, or its machine: that is no idleness."""
@@ -357,6 +360,14 @@ def _named(beats: Mapping[int, Beat]) -> str:
 def _verdict(told: bytes) -> Verdict:
     by, sentence, stopped = json.loads(told)
     return Verdict(by, sentence, tuple(tuple(process) for process in stopped))
+
+
+def _that_is_stopped(beat: Beat | None) -> tuple[tuple[str, int, str], ...]:
+    """The process of a beat, where it is on this host and stopped: it could neither end by itself nor by a signal."""
+    if beat is None or beat.host != _host() or beat.born != born(beat.pid):
+        return ()
+    status = process_status(beat.pid)
+    return ((beat.host, beat.pid, beat.born),) if status and status[0] == "T" else ()
 
 
 def _gap(interval: float) -> float:
