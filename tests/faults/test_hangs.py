@@ -29,5 +29,5 @@ def test_rank_0_that_stands_still_is_found_by_the_other(undisturbed: str, tmp_pa
     out = tmp_path / "run"
     codes = run(2, out, *SHORT, *TIMEOUT, fault=a_fault(tmp_path, "stop", "forward", 7, 0))
     assert codes == [-signal.SIGKILL, EXIT_CODE]
-    assert "rank 0 (training after step " in sentences(out, "error: ")[0]
+    assert "or stands still, perhaps rank 0 (" in sentences(out, "error: ")[0]
     check_goes_on(out, undisturbed)
