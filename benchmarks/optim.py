@@ -3,8 +3,8 @@
     python benchmarks/optim.py [--encoder resnet50]
 
 Counted, not timed: on a GPU each is a launch. The loop is LARS and SGD as most trainers write them: norm, rate,
-momentum and update of each tensor by itself; ours are the kernels that a GPU gets. Goal for LARS: at most 5% of the loop's. Both
-give the same weights.
+momentum and update of each tensor by itself; ours are the kernels that a GPU gets. Goal for LARS: at most 5% of the
+loop's operations. Both give the same weights.
 """
 
 import argparse
