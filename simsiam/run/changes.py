@@ -19,7 +19,7 @@ FREE = frozenset((
     "out", "data", "download", "pretrained",
     # How it is computed. Order and views come from (seed, epoch, sample) in every loader; what is left is rounding,
     # which the facts below speak of. `precision` is not here: another choice of it is meant to change arithmetic.
-    "workers", "loader", "dali", "device",
+    "workers", "loader", "dali", "device", "compile", "recompute",
     # When it begins, stops and is saved: the schedule is one of epochs or iterations, and max_steps cuts it off.
     "resume", "max_steps", "max_wall_time", "hang_timeout", "checkpoint",
     # What is checked before it begins. The number of ranks is a fact below.

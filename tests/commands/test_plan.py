@@ -59,10 +59,8 @@ def test_the_lines_of_a_plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert list(lines) == ["plan", "loader", "step", "time", "memory", "limit"]
     assert "batch 64 = 4 GPUs x 1 x 16" in lines["plan"]
-    seconds, rate = (
-        float(re.match(r"[\d.]+", lines["step"])[0]),
-        float(re.search(r"([\d,]+) pairs/s", lines["time"])[1]),
-    )
+    seconds = float(re.match(r"[\d.]+", lines["step"])[0])
+    rate = float(re.search(r"([\d,]+) pairs/s", lines["time"])[1].replace(",", ""))
     assert rate == pytest.approx(64 / seconds, rel=0.1)
     assert "12 epochs of 1,437 images" in lines["time"]
 
