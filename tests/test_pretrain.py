@@ -24,7 +24,7 @@ TINY = (
 def test_a_run_leaves_everything_and_its_encoder_is_measured(launch, forked, tmp_path: Path) -> None:
     run = tmp_path / "run"
     launch("pretrain.py", *TINY, "--max-steps", 3, "--out", run)
-    for name in ("config.yaml", "first_views.png", "summary.json", "completed", "checkpoints/latest"):
+    for name in ("config.yaml", "first_views.png", "curves.svg", "summary.json", "completed", "checkpoints/latest"):
         assert (run / name).exists(), name
     assert list((run / "tensorboard").glob("events*"))
     line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-2])

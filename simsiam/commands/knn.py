@@ -197,6 +197,9 @@ def _views_of(recipe: str) -> Views:
     class AnyRecipe(Linear, Pretrain):
         """The keys of every training command: of each recipe only the views are wanted."""
 
+        batchnorm: bool | str = False
+        """A switch in lincls.py, a word in semisup.py."""
+
     return parse(AnyRecipe, [], recipe=recipe, prog="simsiam knn").views
 
 

@@ -9,8 +9,9 @@ Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 420, 250  # small, so that its text stays readable at a phone's width
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 20, 10, 40
-_COLOURS, _DASHES = 8, 4  # classes of the page's style sheet
+_COLOURS, _DASHES = 10, 4  # classes of the page's style sheet
 _DOTTED = 30  # points up to which each has a dot
+_DENSE = 300  # points above which a noisy line fills a band, and is drawn so that others are seen behind it
 
 
 class Line(NamedTuple):
@@ -21,20 +22,24 @@ class Line(NamedTuple):
     style: int
 
 
-def thinned(points: Points, limit: int = 1000) -> list[tuple[float, float]]:
-    """At most `limit` points: the first, the last, and of each stretch between them the lowest and the highest."""
-    if len(points) <= limit:
+def thinned(points: Points, buckets: int = 400) -> list[tuple[float, float]]:
+    """The first point, the last, and the lowest and highest of each of `buckets` equal stretches of the axis.
+
+    Args:
+        points: in order of x.
+        buckets: no wider than a pixel or two, so that the eye misses nothing.
+    """
+    if len(points) <= 2 * buckets + 2 or points[0][0] == points[-1][0]:
         return list(points)
-    inner = points[1:-1]
-    stretches = max(1, (limit - 2) // 2)
-    kept = [points[0]]
-    for number in range(stretches):
-        start, end = (len(inner) * edge // stretches for edge in (number, number + 1))
-        places = sorted(
-            {min(range(start, end), key=lambda i: inner[i][1]), max(range(start, end), key=lambda i: inner[i][1])}
-        )
-        kept += [inner[place] for place in places]
-    return [*kept, points[-1]]
+    left, scale = points[0][0], buckets / (points[-1][0] - points[0][0])
+    lowest, highest = {}, {}
+    for place, (x, y) in enumerate(points):
+        bucket = min(int((x - left) * scale), buckets - 1)
+        if y < points[lowest.setdefault(bucket, place)][1]:
+            lowest[bucket] = place
+        if y > points[highest.setdefault(bucket, place)][1]:
+            highest[bucket] = place
+    return [points[place] for place in sorted({0, len(points) - 1, *lowest.values(), *highest.values()})]
 
 
 def ticks(low: float, high: float, most: int = 8) -> list[float]:
@@ -55,7 +60,7 @@ def labelled(values: Sequence[float]) -> list[str]:
 
 
 def style_class(style: int) -> str:
-    """The classes of a line and its mark in a legend: eight colours, then again with dashes."""
+    """The classes of a line and its mark in a legend: ten colours, then again with dashes."""
     return f"c{style % _COLOURS} d{style // _COLOURS % _DASHES}"
 
 
@@ -67,7 +72,7 @@ def short(value: float) -> str:
 def chart(title: str, x_name: str, lines: Sequence[Line]) -> str:
     """An SVG element with axes, ticks and one polyline a run; the horizontal axis begins at 0.
 
-    The element's `data-plot` tells a script how to read values off it.
+    A script reads the place of a point off the line, by the element's `data-plot`, and its value off `data-y`.
 
     Args:
         x_name: what the horizontal axis counts, such as `epoch`.
@@ -103,8 +108,10 @@ def chart(title: str, x_name: str, lines: Sequence[Line]) -> str:
     for line in shown:
         places = [(across(x), down(y)) for x, y in line.points]
         joined = " ".join(f"{x:.2f},{y:.2f}" for x, y in places)
-        parts.append(f'<g class="{style_class(line.style)}"><title>{escape(_told(line, x_name))}</title>')
-        parts.append(f'<polyline points="{joined}" data-name="{escape(line.name)}"/>')
+        dense = " dense" if len(places) > _DENSE else ""
+        parts.append(f'<g class="series {style_class(line.style)}{dense}"><title>{escape(_told(line, x_name))}</title>')
+        values = " ".join(short(y) for _, y in line.points)
+        parts.append(f'<polyline points="{joined}" data-name="{escape(line.name)}" data-y="{values}"/>')
         for (x, y), (left, top) in zip(line.points, places) if len(places) <= _DOTTED else ():
             about = escape(f"{line.name}: {short(y)} at {x_name} {short(x)}")
             parts.append(f'<circle cx="{left:.2f}" cy="{top:.2f}" r="2.5"><title>{about}</title></circle>')

@@ -14,10 +14,12 @@ from simsiam.data.stand_ins import Named, WithStandIns
 from simsiam.distributed.collectives import mean_over_ranks
 from simsiam.distributed.runtime import Runtime
 from simsiam.errors import Preempted, TrainingStopped
+from simsiam.run.curves_file import write_curves
 from simsiam.run.folder import RunFolder
 from simsiam.run.metrics import Metrics
 from simsiam.run.pictures import view_grid
 from simsiam.run.progress import Progress
+from simsiam.run.record import read_run
 from simsiam.settings.derive import Numbers
 from simsiam.settings.tree import Job, Views
 from simsiam.training.clock import Clock
@@ -158,6 +160,8 @@ class Journal:
         if self._runtime.is_main:
             self.folder.write_summary(self.summary)
             self.folder.mark(how)
+            with self._metrics.whatever_the_disk_says():
+                write_curves(read_run(self.folder.path))
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -1,7 +1,6 @@
 """A run folder read back: what was asked, how it went, what came of it; of a run that is going on or broke off too."""
 
 import json
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +14,7 @@ from simsiam.settings.plain_yaml import plain_yaml
 CURVES = ("loss", "knn", "top1", "AP50", "AP", "AP75", "mask_AP", "std", "effective_rank", "lr", "pairs_per_second")
 """What is worth a curve; docs/metrics.md defines each."""
 
+_ABSURD = 1e100  # no figure of a run; differences of the largest numbers are no longer finite
 _FILES = ("config.yaml", "metrics.jsonl", "summary.json")
 
 
@@ -28,6 +28,7 @@ class Record:
         state: in-progress, completed or failed; empty where the folder does not say.
         series: (step, value) of each of `CURVES` that the run has, in order of steps.
         words: the newest verdict and reason of metrics.jsonl.
+        verdicts: (step, verdict, reason) of the first line that has one, and of each that has another than before.
         steps_per_epoch: 0 where metrics.jsonl does not tell.
     """
 
@@ -38,6 +39,7 @@ class Record:
     state: str
     series: dict[str, list[tuple[float, float]]]
     words: dict[str, str]
+    verdicts: list[tuple[float, str, str]]
     steps_per_epoch: float
 
     @property
@@ -79,7 +81,7 @@ def read_run(path: Path) -> Record:
     except yaml.YAMLError:
         config = None
     marks = [state for state in STATES if (path / state).exists()]
-    series, words, steps_per_epoch = _metrics(path / "metrics.jsonl")
+    series, words, verdicts, steps_per_epoch = _metrics(path / "metrics.jsonl")
     return Record(
         path=path,
         command=text.partition("\n")[0].removeprefix("#").strip() if text.startswith("#") else "",
@@ -88,14 +90,18 @@ def read_run(path: Path) -> Record:
         state=marks[0] if marks else str(summary.get("state", "")),
         series=series,
         words=words,
+        verdicts=verdicts,
         steps_per_epoch=steps_per_epoch,
     )
 
 
-def _metrics(path: Path) -> tuple[dict[str, list[tuple[float, float]]], dict[str, str], float]:
-    """Series, the newest words, and steps an epoch."""
+def _metrics(
+    path: Path,
+) -> tuple[dict[str, list[tuple[float, float]]], dict[str, str], list[tuple[float, str, str]], float]:
+    """Series, the newest words, changes of the verdict, and steps an epoch."""
     series: dict[str, list[tuple[float, float]]] = {}
     words: dict[str, str] = {}
+    verdicts: list[tuple[float, str, str]] = []
     steps_per_epoch = 0.0
     for line in map(_object, _text(path).split("\n")):
         step = _number(line.get("step"))
@@ -108,11 +114,13 @@ def _metrics(path: Path) -> tuple[dict[str, list[tuple[float, float]]], dict[str
             if value is not None:
                 series.setdefault(key, []).append((step, value))
         words.update({key: line[key] for key in ("verdict", "reason") if isinstance(line.get(key), str)})
+        if isinstance(verdict := line.get("verdict"), str) and (not verdicts or verdicts[-1][1] != verdict):
+            verdicts.append((step, verdict, line["reason"] if isinstance(line.get("reason"), str) else ""))
         # Epochs are rounded, so the last line tells most exactly.
         steps_per_epoch = step / epoch if (epoch := _number(line.get("epoch"))) else steps_per_epoch
     for points in series.values():
         points.sort(key=lambda point: point[0])
-    return series, words, steps_per_epoch
+    return series, words, verdicts, steps_per_epoch
 
 
 def _text(path: Path) -> str:
@@ -132,4 +140,4 @@ def _object(text: str) -> dict[str, Any]:
 
 def _number(value: Any) -> float | None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) else None
+    return float(value) if number and abs(value) < _ABSURD else None

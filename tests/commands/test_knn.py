@@ -142,6 +142,8 @@ def test_images_are_made_as_the_recipe_the_run_or_the_file_says(tmp_path: Path) 
     assert knn.views_for(None, said)[0].size == 224  # the settings beside a file that is not the run's own
     views, of = knn.views_for(None, said | {"path": str(tmp_path / "encoder.safetensors")})
     assert (views.size, of) == (40, str(tmp_path / "config.yaml"))
+    (tmp_path / "config.yaml").write_text("batchnorm: synced\nviews: {size: 40, resize: 48}\n")  # of semisup.py
+    assert knn.views_for(None, said | {"path": str(tmp_path / "encoder.safetensors")})[0].size == 40
     checkpoint = tmp_path / "checkpoints" / "step_00000001"
     checkpoint.mkdir(parents=True)
     (checkpoint / ".metadata").touch()

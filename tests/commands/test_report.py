@@ -9,7 +9,9 @@ import pytest
 from simsiam.commands import report
 from simsiam.errors import UserError
 from simsiam.evaluation.ledger import Result, append
-from tests.run.fakes import detection
+from simsiam.export.write import write_encoder
+from simsiam.models.encoders import build_encoder
+from tests.run.fakes import classification, detection, pretraining
 
 
 def call(*words):
@@ -53,6 +55,41 @@ def test_detection_is_printed_below_under_titles_of_its_own(ledger, tmp_path, ca
     assert "2 results, 1 run" in printed
     call(run, "--out", tmp_path / "page.html")
     assert capsys.readouterr().out.startswith("Detection:\n\n| encoder |")
+
+
+def test_each_run_gets_its_curves_and_a_folder_that_is_read_only_costs_no_page(tmp_path, capsys):
+    runs = [pretraining(tmp_path / "runs" / name) for name in "ab"]
+    (runs[0] / "curves.svg").mkdir()  # a root user could write any folder
+    call(tmp_path, "--out", tmp_path / "page.html")
+    assert "curves.svg of a: it cannot be written" in capsys.readouterr().out
+    assert (runs[1] / "curves.svg").read_text().startswith("<svg")
+    assert (tmp_path / "page.html").exists()
+
+
+def test_pictures_are_made_where_the_data_is_and_kept(tmp_path, capsys):
+    small = {"views": {"size": 16, "resize": 16}}
+    here = pretraining(tmp_path / "runs" / "here", data="digits", **small)
+    gone = pretraining(tmp_path / "runs" / "gone", data="/x", **small)
+    bare = pretraining(tmp_path / "runs" / "bare", data="digits", **small)
+    classification(tmp_path / "runs" / "lin")
+    for run in (here, gone):
+        write_encoder(build_encoder("resnet8"), run / "encoder.safetensors", metadata={})
+    call(tmp_path, "--out", tmp_path / "page.html")
+    assert not (here / "gallery.json").exists()
+    assert "Nearest neighbours" not in (tmp_path / "page.html").read_text()
+
+    capsys.readouterr()
+    for made in ("made", "as they were"):
+        call(tmp_path, "--out", tmp_path / "page.html", "--pictures")
+        printed = capsys.readouterr().out
+        assert f"pictures    here: {made}" in printed
+        assert "neighbours and map of gone: --data /x is neither" in printed
+        assert "neighbours and map of bare: " in printed
+        assert "of lin" not in printed
+    text = (tmp_path / "page.html").read_text()
+    assert text.count("Nearest neighbours") == 1
+    assert "No neighbours and map: --data /x is neither" in text
+    assert not (bare / "gallery.json").exists()
 
 
 def test_the_page_is_report_html_where_one_stands(ledger, tmp_path, monkeypatch):

@@ -2,10 +2,21 @@
 
 import json
 
+from PIL import Image
+
 AP = {"AP50": 81.5, "AP": 55.123, "AP75": 61.0}
 
 
-def pretraining(folder, *, steps=40, every=2, state="completed", command="pretrain.py --recipe cifar10-r18", **config):
+def pretraining(
+    folder,
+    *,
+    steps=40,
+    every=2,
+    state="completed",
+    command="pretrain.py --recipe cifar10-r18",
+    collapses_at=1000000,
+    **config,
+):
     """A run folder as pretrain.py leaves it; an epoch has 10 steps."""
     folder.mkdir(parents=True)
     config = {"data": "cifar10", "seed": 1, "encoder": "cifar_resnet18", "method": {"name": "simsiam"}, **config}
@@ -13,7 +24,10 @@ def pretraining(folder, *, steps=40, every=2, state="completed", command="pretra
     (folder / "config.yaml").write_text(f"# {command}\n# python 3.11.7\n{json.dumps(config)}\n")
     lines = [{"step": 0, "knn": 30.0}]
     for step in range(every, steps + 1, every):
-        measures = {"std": 0.98, "effective_rank": 40.0 + step, "verdict": "ok", "reason": ""}
+        verdict = {"verdict": "ok", "reason": ""}
+        if step >= collapses_at:
+            verdict = {"verdict": "collapsed", "reason": "std is low"}
+        measures = {"std": 0.98, "effective_rank": 40.0 + step, **verdict}
         rates = {"lr": 0.06 * (1 - step / steps), "lr/encoder": 0.06, "pairs_per_second": 1000.0 + step}
         lines.append({"step": step, "epoch": round(step / 10, 4), "loss": -step / steps, **measures, **rates})
         if step % 10 == 0:
@@ -24,6 +38,26 @@ def pretraining(folder, *, steps=40, every=2, state="completed", command="pretra
         figures = {"loss": -1.0, "knn": 30.0 + steps, "verdict": "ok", "pairs_per_second": 1020.0, "seconds": 7200.0}
         (folder / "summary.json").write_text(json.dumps({"step": steps, "state": state, "reason": "", **figures}))
     return folder
+
+
+def gallery(folder, **facts):
+    """What a report keeps in a run folder: of eight images in two classes, two with three neighbours each."""
+    facts = {
+        "encoder_sha256": "abc",
+        "step": "40",
+        "data": "/data/pets",
+        "split": "val",
+        "chosen_of": 37,
+        "classes": ["cat", "dog"],
+        "labels": [0, 0, 0, 0, 1, 1, 1, 1],
+        "rows": [[0, 1, 4, 2], [5, 4, 6, 7]],
+        "same": 0.75,
+        "maps": {name: [[n / 7, n % 2] for n in range(8)] for name in ("PCA", "t-SNE")},
+        "kept": 0.5,
+        **facts,
+    }
+    (folder / "gallery.json").write_text(json.dumps(facts))
+    Image.new("RGB", (4 * 32, 2 * 32), "teal").save(folder / "neighbours.jpg")
 
 
 def detection(folder, *, trials=1, masks=False, state="completed", **config):

@@ -13,12 +13,21 @@ def test_thinning_keeps_the_ends_and_every_extreme():
     points[31_415] = (31_415.0, 9.0)
     points[77_777] = (77_777.0, -9.0)
     thin = thinned(points)
-    assert len(thin) <= 1000
+    assert len(thin) <= 802
     assert {points[0], points[-1], points[31_415], points[77_777]} <= set(thin)
     assert thin == sorted(thin)
     assert set(thin) <= set(points)
-    assert thinned(points[:1000]) == points[:1000]
-    assert len(thinned([(float(n), 1.0) for n in range(5000)])) <= 1000
+    assert thinned(points[:802]) == points[:802]
+    assert len(thinned([(float(n), 1.0) for n in range(5000)])) <= 402
+    assert thinned([(7.0, float(n)) for n in range(900)])[-1] == (7.0, 899.0)
+
+
+def test_thinning_goes_by_the_axis_and_not_by_the_count():
+    """Ten times as many points in the second half of a run get no more room than it has on the page."""
+    points = [(float(n), 0.0) for n in range(10_000)] + [(10_000 + n / 10, float(n % 2)) for n in range(100_000)]
+    thin = thinned(points)
+    halves = [sum(x < 10_000 for x, _ in thin), sum(x >= 10_000 for x, _ in thin)]
+    assert halves == [200, pytest.approx(400, abs=3)]
 
 
 @pytest.mark.parametrize(
@@ -50,12 +59,13 @@ def plotted(svg):
 
 
 def test_a_chart_shows_the_values_where_they_are():
-    lines = [Line("a", [(0, -0.1), (1, -0.5), (2, -0.9)], 0), Line("b", [(0.5, -0.2)], 9)]
+    lines = [Line("a", [(0, -0.1), (1, -0.5), (2, -0.9)], 0), Line("b", [(0.5, -0.2)], 11)]
     svg = chart("loss", "epoch", lines)
     for line, drawn in zip(lines, plotted(svg), strict=True):
         assert drawn == [(pytest.approx(x, abs=0.01), pytest.approx(y, abs=0.01)) for x, y in line.points]
-    assert 'class="c0 d0"' in svg
-    assert 'class="c1 d1"' in svg
+    assert 'class="series c0 d0"' in svg
+    assert 'class="series c1 d1"' in svg
+    assert 'data-y="-0.1 -0.5 -0.9"' in svg
     assert "<title>a: -0.9 at epoch 2; lowest -0.9, highest -0.1 since epoch 0</title>" in svg
     assert ">epoch</text>" in svg
 

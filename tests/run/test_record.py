@@ -10,6 +10,7 @@ def test_a_damaged_run_folder_shows_what_can_be_read(tmp_path):
     whole = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").write_bytes(
         b'\xff\n[1]\n{"loss": 3}\n{"step": "x", "loss": 3}\n{"step": 1, "loss": NaN}\n{"step": 1, "loss": null}\n'
+        + b'{"step": 1, "loss": -1e300}\n'
         + whole.encode() + b'{"step": 99, "lo'
     )  # fmt: skip
     for name, text in (("config.yaml", "a: [1\n: b"), ("summary.json", "{"), ("sweep.json", "{")):
