@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test faults lint docs clean
+.PHONY: quickstart test faults lint docs bench clean
 
 quickstart: $(READY)
 	$(BIN)/python -m simsiam quickstart
@@ -20,6 +20,16 @@ faults: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Ratios measured by turns on this machine's CPU, in a quarter of an hour.
+bench: $(READY)
+	$(BIN)/python benchmarks/optim.py
+	$(BIN)/python benchmarks/syncbn.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/resident.py --steps 2
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/checkpoint.py --rounds 2
 
 # The pages, with their links checked, in build/site.
 docs: $(READY)

@@ -1,21 +1,26 @@
-"""Operations that an optimiser step dispatches: ours, against a loop over the tensors.
+"""Operations that an optimiser step dispatches, and its seconds: ours, against a loop over the tensors.
 
-    python benchmarks/optim.py [--encoder resnet50]
+    python benchmarks/optim.py [--encoder resnet50] [--rounds 5] [--device auto]
 
-Counted, not timed: on a GPU each is a launch. The loop is LARS and SGD as most trainers write them: norm, rate,
-momentum and update of each tensor by itself; ours are the kernels that a GPU gets. Goal for LARS: at most 5% of the
-loop's operations. Both give the same weights.
+The loop is LARS and SGD as most trainers write them: norm, rate, momentum and update of each tensor by itself. Ours are
+the kernels that a GPU gets, on a CPU too, where the goal is the count and not the time: on a GPU each is a launch. Both
+give the same weights.
 """
 
-import argparse
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.measure import Operations, Seconds, in_turns, seconds_of
+from benchmarks.report import Report, parser, ratios, spread
+from simsiam.distributed.runtime import running
 from simsiam.methods.simsiam import SimSiam
 from simsiam.optim.build import build_optimizer
 from simsiam.settings.tree import Optim
@@ -23,56 +28,67 @@ from simsiam.settings.tree import Optim
 RATE, MOMENTUM, DECAY, TRUST = 0.1, 0.9, 1e-4, 0.001
 
 
-class Count(TorchDispatchMode):
-    """How many operations reached the dispatcher."""
+class Compared(NamedTuple):
+    """Operations of a step of the loop and of ours, the largest difference of a weight after three, and seconds."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations = 0
-
-    def __torch_dispatch__(self, operation, types, given=(), named=None):
-        self.operations += 1
-        return operation(*given, **(named or {}))
+    tensors: int
+    loop: int
+    ours: int
+    apart: float
+    seconds: Seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--encoder", default="resnet50")
-    arguments = parser.parse_args()
-    print("| optimiser | tensors | loop | ours | ours over the loop | weights apart |\n|---|---|---|---|---|---|")
-    for name, loop in (("sgd", sgd_loop), ("lars", lars_loop)):
-        tensors, plain, ours, apart = compare(name, loop, arguments.encoder)
-        print(f"| {name} | {tensors} | {plain} | {ours} | {ours / plain:.3f} | {apart:.1e} |")
+    options = parser(__doc__, rounds=5)
+    options.add_argument("--encoder", default="resnet50")
+    options.add_argument("--device", default="auto")
+    arguments = options.parse_args()
+    with running(arguments.device) as runtime:
+        found = {
+            name: compare(name, loop, arguments.encoder, arguments.rounds, runtime.device)
+            for name, loop in (("sgd", sgd_loop), ("lars", lars_loop))
+        }
+        with Report(f"Optimisers: SimSiam, {arguments.encoder}", arguments, runtime.device) as report:
+            header = ("optimiser", "tensors", "operations of the loop", "ours", "loop, s", "ours, s", "weights apart")
+            rows = []
+            for name, c in found.items():
+                times = [spread(c.seconds[side]) for side in ("loop", "ours")]
+                rows.append((name, c.tensors, c.loop, c.ours, *times, f"{c.apart:.1e}"))
+            report.table(header, rows)
+            for name, c in found.items():
+                report.ratio(f"{name}: operations over the loop's", c.ours / c.loop, at_most=0.05)
+                report.ratio(f"{name}: time over the loop's", ratios(c.seconds["ours"], c.seconds["loop"]))
 
 
-def compare(name: str, loop: Callable, encoder: str) -> tuple[int, int, int, float]:
-    """Tensors, operations of the loop and of ours in the third step, and the largest difference of a weight then."""
+def compare(name: str, loop: Callable, encoder: str, rounds: int, device: torch.device) -> Compared:
+    """An optimiser against its loop, from the same weights with the same gradients."""
     torch.manual_seed(0)
-    ours = SimSiam(encoder)
+    ours = SimSiam(encoder).to(device)
     plain = copy.deepcopy(ours)
     optim = Optim(name=name, lr=RATE, momentum=MOMENTUM, weight_decay=DECAY, trust_coefficient=TRUST)
     optimizer, _ = build_optimizer({"encoder": list(ours.parameters())}, optim, RATE, 1, 10)
     for group in optimizer.param_groups:
         if not optimizer.defaults.get("fused"):
             group["foreach"] = True  # by default on GPUs alone
-    buffers = [torch.zeros_like(p) for p in plain.parameters()]
-    counts = 0, 0
+    parameters = list(plain.parameters())
+    buffers = [torch.zeros_like(p) for p in parameters]
     for _ in range(3):
-        for a, b in zip(ours.parameters(), plain.parameters()):
+        for a, b in zip(ours.parameters(), parameters, strict=True):
             a.grad = torch.randn_like(a) / 100
             b.grad = a.grad.clone()
-        with _counting() as of_loop:
-            loop(list(plain.parameters()), buffers)
-        with _counting() as of_ours:
+        with Operations() as of_loop:
+            loop(parameters, buffers)
+        with Operations() as of_ours:
             optimizer.step()
-        counts = of_loop.operations, of_ours.operations
-    apart = max((a - b).abs().max().item() for a, b in zip(ours.parameters(), plain.parameters()))
-    return len(buffers), *counts, apart
+    apart = max((a - b).abs().max().item() for a, b in zip(ours.parameters(), parameters, strict=True))
+    sides = {"loop": lambda: loop(parameters, buffers), "ours": optimizer.step}
+    seconds = in_turns({side: lambda work=work: seconds_of(work, 3, device) for side, work in sides.items()}, rounds)
+    return Compared(len(buffers), of_loop.counts.total(), of_ours.counts.total(), apart, seconds)
 
 
 @torch.no_grad()
 def sgd_loop(parameters: list[nn.Parameter], buffers: list[torch.Tensor]) -> None:
-    for parameter, buffer in zip(parameters, buffers):
+    for parameter, buffer in zip(parameters, buffers, strict=True):
         gradient = parameter.grad.add(parameter, alpha=DECAY)
         buffer.mul_(MOMENTUM).add_(gradient)
         parameter.add_(buffer, alpha=-RATE)
@@ -80,19 +96,13 @@ def sgd_loop(parameters: list[nn.Parameter], buffers: list[torch.Tensor]) -> Non
 
 @torch.no_grad()
 def lars_loop(parameters: list[nn.Parameter], buffers: list[torch.Tensor]) -> None:
-    for parameter, buffer in zip(parameters, buffers):
-        gradient = parameter.grad.add(parameter, alpha=DECAY)
+    for parameter, buffer in zip(parameters, buffers, strict=True):
         weight_norm, norm = parameter.norm(), parameter.grad.norm()
-        trust = TRUST * weight_norm / (norm + DECAY * weight_norm + 1e-8)
-        trust = torch.where((weight_norm > 0) & (norm > 0), trust, torch.ones_like(trust))
-        buffer.mul_(MOMENTUM).add_(gradient * trust)
+        gradient = parameter.grad.add(parameter, alpha=DECAY)
+        if weight_norm != 0 and norm != 0:  # which on a GPU waits for it, twice
+            gradient = gradient * (TRUST * weight_norm / (norm + DECAY * weight_norm + 1e-8))
+        buffer.mul_(MOMENTUM).add_(gradient)
         parameter.add_(buffer, alpha=-RATE)
-
-
-@contextmanager
-def _counting() -> Iterator[Count]:
-    with Count() as count:
-        yield count
 
 
 if __name__ == "__main__":

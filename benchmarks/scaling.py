@@ -1,0 +1,111 @@
+"""Training on 1, 2 and 4 ranks with a thread each: pairs/s, and what crosses the ranks, against a formula.
+
+    python benchmarks/scaling.py [--ranks 1,2,4] [--encoder resnet18] [--size 64] [--batch-size 16] [--rounds 3]
+
+gloo on one machine, as many images a rank whatever their number; by turns. More ranks than cores say nothing but that
+it works. A step has two collectives for each batch-norm and one for each bucket of gradients. Bytes are those that a
+rank hands to them: for each batch-norm of C channels and V views 4 (2 V C + 1) forward and 4 x 2 V C backward, and 4
+for each parameter.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.measure import Operations
+from benchmarks.report import Report, parser, ratios, spread
+from simsiam.distributed.runtime import Runtime
+from simsiam.distributed.threads import usable_cores
+from simsiam.methods.simsiam import SimSiam
+from simsiam.models.batchnorm import ViewBatchNorm
+from simsiam.settings.derive import derive
+from simsiam.settings.tree import Optim, Pretrain
+from simsiam.training.build import build_state
+from simsiam.training.step import train_step
+from tests.ranks import run_ranks
+
+_WARM = 3  # DDP sorts its buckets anew after the first step
+
+
+class Crossing(NamedTuple):
+    """What a rank hands over in a step."""
+
+    collectives: int
+    bytes: int
+
+
+def main() -> None:
+    options = parser(__doc__, rounds=3)
+    options.add_argument("--ranks", default="1,2,4", help="numbers of ranks, the first to compare with")
+    options.add_argument("--encoder", default="resnet18")
+    options.add_argument("--size", type=int, default=64, help="side of a view, pixels")
+    options.add_argument("--batch-size", type=int, default=16, help="images of a rank")
+    options.add_argument("--steps", type=int, default=5)
+    arguments = options.parse_args()
+    numbers = [int(number) for number in arguments.ranks.split(",")]
+    rates: dict[int, list[float]] = {number: [] for number in numbers}
+    crossings = {}
+    for _ in range(arguments.rounds):
+        for number in numbers:
+            seconds, *crossings[number] = run_ranks(number, on_a_rank, arguments)[0]
+            rates[number].append(number * arguments.batch_size / seconds)
+    what = f"{arguments.encoder}, {arguments.batch_size} images of {arguments.size} pixels and a thread a rank, float32"
+    with Report(f"Ranks: {what}", arguments, torch.device("cpu")) as report:
+        rows = []
+        for number in numbers:
+            counted, expected = crossings[number]
+            bytes_told = f"{counted.bytes:,}", f"{expected.bytes:,}"
+            rows.append((number, spread(rates[number]), counted.collectives, expected.collectives, *bytes_told))
+        report.table(("ranks", "pairs/s", "collectives a step", "formula", "bytes a rank hands over", "formula"), rows)
+        base = numbers[0]
+        for number in numbers[1:]:
+            shares = [share * base / number for share in ratios(rates[number], rates[base])]
+            fits = number <= usable_cores()
+            what = f"{number} ranks over {number / base:g} times {base}"
+            report.ratio(what if fits else f"{what}, more ranks than cores", shares, at_least=0.85 if fits else None)
+
+
+def on_a_rank(arguments: argparse.Namespace) -> tuple[float, Crossing, Crossing]:
+    """Median seconds of a step on one rank, what crosses in one, and what the formula says."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    settings = Pretrain(
+        encoder=arguments.encoder, batch_size=ranks * arguments.batch_size, epochs=100, precision="fp32",
+        optim=Optim(lr=0.01),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    method, numbers = SimSiam(settings.encoder), derive(settings, ranks, 100 * settings.batch_size)
+    state = build_state(method, settings, numbers, Runtime(rank, ranks, rank, torch.device("cpu")))
+    views = torch.randn(2, arguments.batch_size, 3, arguments.size, arguments.size)
+    taken = []
+    for _ in range(_WARM + arguments.steps):
+        dist.barrier()
+        began = time.perf_counter()
+        train_step(state, [(views,)])
+        taken.append(time.perf_counter() - began)
+    with Operations() as operations:
+        train_step(state, [(views,)])
+    expected = Crossing(0, 0)
+    if ranks > 1:
+        # torch tells them as text: "1024, 2048"
+        buckets = state.model._get_ddp_logging_data()["rebuilt_bucket_sizes"]
+        expected = formula(method, len(buckets.split(",")))
+    return median(taken[_WARM:]), Crossing(operations.collectives, operations.bytes), expected
+
+
+def formula(method: SimSiam, buckets: int) -> Crossing:
+    """What a step should hand over."""
+    sizes = [layer.views * layer.num_features for layer in method.modules() if isinstance(layer, ViewBatchNorm)]
+    norms = sum(4 * (2 * size + 1) + 4 * 2 * size for size in sizes)
+    return Crossing(2 * len(sizes) + buckets, norms + sum(4 * parameter.numel() for parameter in method.parameters()))
+
+
+if __name__ == "__main__":
+    main()
