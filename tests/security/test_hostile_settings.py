@@ -2,6 +2,7 @@
 
 import json
 import struct
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -139,8 +140,9 @@ def test_names_of_runs_are_text(place, canary, monkeypatch):
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text("# pretrain.py --recipe '<b>x</b>'\nmethod: {name: simsiam}\n")
         (folder / "summary.json").write_text(json.dumps({"state": "</td><script>alert(2)</script>", "loss": -0.5}))
-    arguments = type("Arguments", (), {"paths": [str(place / "runs")], "out": str(place / "x.html"), "markdown": None})
-    report_command(arguments)
+        (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0, "verdict": "<script>alert(3)</script>"}\n')
+        (folder / "curves.svg").symlink_to(canary)
+    report_command(Namespace(paths=[str(place / "runs")], out=str(place / "x.html"), markdown=None, pictures=True))
     page = (place / "x.html").read_bytes().decode("utf-8", "replace")
     assert "alert(1)" in page
     assert "<script>alert" not in page
