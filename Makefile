@@ -21,15 +21,18 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Ratios measured by turns on this machine's CPU, in a quarter of an hour.
+# Ratios measured by turns on this machine's CPU, meant for a quarter of an hour with nothing beside it; all of them in
+# one table at the end.
 bench: $(READY)
-	$(BIN)/python benchmarks/optim.py
-	$(BIN)/python benchmarks/syncbn.py
-	$(BIN)/python benchmarks/scaling.py
-	$(BIN)/python benchmarks/peers.py
-	$(BIN)/python benchmarks/resident.py --steps 2
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/checkpoint.py --rounds 2
+	mkdir -p build && rm -f build/bench.md
+	$(BIN)/python benchmarks/optim.py --append build/bench.md
+	$(BIN)/python benchmarks/syncbn.py --append build/bench.md
+	$(BIN)/python benchmarks/step.py --batch-size 8 --steps 1 --rounds 3 --against fp32+nchw --append build/bench.md
+	$(BIN)/python benchmarks/knn.py --rounds 3 --append build/bench.md
+	$(BIN)/python benchmarks/scaling.py --append build/bench.md
+	$(BIN)/python benchmarks/peers.py --rounds 4 --append build/bench.md
+	$(BIN)/python benchmarks/startup.py --append build/bench.md
+	$(BIN)/python benchmarks/report.py build/bench.md
 
 # The pages, with their links checked, in build/site.
 docs: $(READY)
