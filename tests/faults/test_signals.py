@@ -43,12 +43,12 @@ def check_preempted(out: Path) -> int:
 def test_a_signal_in_a_save_makes_another_save_and_not_the_same_one_twice(
     undisturbed: str, tmp_path: Path, point: str
 ) -> None:
-    out = tmp_path / "run"
-    assert run(2, out, *SHORT, fault=a_fault(tmp_path, "term", point, 7, 0)) == [0, 0]
+    out, saves = tmp_path / "run", ("--checkpoint.every_steps", 10)
+    assert run(2, out, *SHORT, *saves, fault=a_fault(tmp_path, "term", point, 10, 0)) == [0, 0]
     step = check_preempted(out)
     assert step > 10
     assert sorted(out.glob("checkpoints/step_*")) == [checkpoint(out, 10), checkpoint(out, step)]
-    check_goes_on(out, undisturbed)
+    check_goes_on(out, undisturbed, *saves)
 
 
 @pytest.mark.faults
