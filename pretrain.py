@@ -12,7 +12,7 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING
 
-from simsiam.errors import UserError, ends_with_a_sentence
+from simsiam.errors import ends_with_a_sentence
 from simsiam.settings.parse import parse
 from simsiam.settings.tree import Pretrain
 
@@ -52,17 +52,15 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     from simsiam.settings.view_recipes import check_view_recipes, view_recipes
     from simsiam.training.build import build_state, count_parameters
     from simsiam.training.clock import Clock, due
-    from simsiam.training.compiling import compile_parts
+    from simsiam.training.computing import compute_as_asked
     from simsiam.training.health import examine
     from simsiam.training.keeper import Keeper
-    from simsiam.training.recompute import recompute_blocks
     from simsiam.training.step import train_step
 
     # Network: before the data, so that a mistake in its name costs no decoding.
-    if settings.compile and settings.recompute:
-        raise UserError("--compile and --recompute cannot be had together: leave one out")
     torch.manual_seed(settings.seed)
     method = build_method(settings.method, settings.encoder)
+    compute_as_asked(method, settings)
     check_view_recipes(settings, method.num_views, method.takes_small_views)
 
     # Data: sample ids -> uint8 crops -> views, by the recipe of each view in the epoch at hand.
@@ -75,10 +73,6 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     loader = make_loader(images, plan, settings, method.num_views, runtime.device)
 
     # Optimiser, and what an earlier run left of it all.
-    if settings.compile:
-        compile_parts(method)
-    if settings.recompute:
-        recompute_blocks(method)
     state = build_state(method, settings, numbers, runtime)
     checkpoints = Checkpoints(folder.checkpoints, settings.checkpoint, runtime)
     found = checkpoints.find(settings.resume)

@@ -12,9 +12,11 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from simsiam.methods.registry import METHODS
 
@@ -60,19 +62,13 @@ def main() -> None:
 
 def times(sections: dict[str, dict], arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Mean seconds of a step in each round, by method."""
+    from benchmarks.measure import in_turns, seconds_of
     from simsiam.distributed.runtime import running
 
     with running("auto") as runtime:
         steps = {name: stepper(section, arguments, runtime) for name, section in sections.items()}
-        taken: dict[str, list[float]] = {name: [] for name in steps}
-        for number in range(1 + arguments.rounds):
-            for name, step in steps.items():
-                began = time.perf_counter()
-                for _ in range(_TURN):
-                    step()
-                if number:  # the first round warms up
-                    taken[name].append((time.perf_counter() - began) / _TURN)
-    return taken
+        sides = {name: lambda step=step: seconds_of(step, _TURN, runtime.device) for name, step in steps.items()}
+        return in_turns(sides, arguments.rounds)
 
 
 def memory(section: dict, arguments: argparse.Namespace) -> int:
@@ -87,35 +83,25 @@ def memory(section: dict, arguments: argparse.Namespace) -> int:
         return memory_bytes(runtime.device)
 
 
-def stepper(section: dict, arguments: argparse.Namespace, runtime: "Runtime") -> Callable[[], None]:
-    """What makes one step of a method, and waits for it."""
-    import torch
-
+def stepper(section: dict, arguments: argparse.Namespace, runtime: "Runtime") -> Callable[[], object]:
+    """What makes one step of a method."""
+    from simsiam.commands.forecast import random_inputs
     from simsiam.methods.registry import build_method
     from simsiam.settings.derive import derive
-    from simsiam.settings.tree import Optim, Pretrain
+    from simsiam.settings.tree import Optim, Pretrain, Views
     from simsiam.training.build import build_state
     from simsiam.training.step import train_step
 
     settings = Pretrain(
         batch_size=arguments.batch_size, epochs=100, precision=arguments.precision, encoder=arguments.encoder,
-        method=section, optim=Optim(lr=0.01),
+        method=section, optim=Optim(lr=0.01), views=Views(size=arguments.size),
     )  # fmt: skip
     num_images = 16 * settings.batch_size
     method = build_method(section, settings.encoder)
     method.prepare(num_images, settings.batch_size)
     state = build_state(method, settings, derive(settings, 1, num_images), runtime)
-    side = arguments.size
-    views = torch.randn(method.num_views, settings.batch_size, 3, side, side, device=runtime.device)
-    samples = torch.arange(settings.batch_size, device=runtime.device)
-    inputs = (views, samples) if method.takes_samples else (views,)
-
-    def step() -> None:
-        train_step(state, [inputs])
-        if runtime.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return step
+    inputs = random_inputs(method, settings, settings.batch_size, runtime.device)
+    return lambda: train_step(state, [inputs])
 
 
 def _memory_in_a_process(section: dict) -> int:

@@ -149,7 +149,9 @@ class Checkpoints:
     def _fetch(self, path: Path) -> None:
         """Gives a node that does not share the folder with rank 0's the checkpoint that rank 0 has found."""
         told = self.runtime.on_main((path / NAME).read_text)
-        if self.runtime.local_rank == 0 and (damage(path) or (path / NAME).read_text() != told):
+        if self.runtime.is_main or self.runtime.local_rank != 0:
+            return  # rank 0 has looked at its own, which is that of its node
+        if damage(path) or (path / NAME).read_text() != told:
             self._remote.download(path.name, path)
             if wrong := damage(path):
                 raise UserError(f"{self._remote.url}/{path.name} as it came here {wrong}; start again")
@@ -178,7 +180,8 @@ class Checkpoints:
 
     def _newest_whole(self, folder: Path, resume: str, remote: Remote | None = None) -> Path | None:
         """Of those in a folder, and at a URL, from where one is fetched when its turn comes."""
-        elsewhere = {folder / name for name in remote.names() if _NAME.fullmatch(name)} if remote else set()
+        there = remote.names() if remote else []
+        elsewhere = {folder / name for name in there if _NAME.fullmatch(name)}
         # Kept epochs are older than the newest steps or the same; they are a last resort, and last by their names.
         candidates = sorted({*_named(folder, ""), *elsewhere}, reverse=True)
         passed_over = []
@@ -193,8 +196,8 @@ class Checkpoints:
                 return path
             passed_over.append(f"{path} {wrong}")
         # Before the first save is complete there is neither manifest nor `latest`: a run killed then has lost nothing.
-        begun = (folder / "latest").exists() or any((path / NAME).exists() for path in candidates)
-        begun = begun or (remote is not None and "latest" in remote.names())
+        begun = "latest" in there or (folder / "latest").exists()
+        begun = begun or any((path / NAME).exists() for path in candidates)
         if passed_over and begun:
             raise UserError(
                 f"--resume {resume}: none of the {len(passed_over)} checkpoints in {folder} is whole: "

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
+from torch import Tensor
 
 from simsiam.commands.say import span
 from simsiam.commands.throughput import loader_rate
@@ -15,12 +16,14 @@ from simsiam.data.open import open_images
 from simsiam.data.plan import Plan
 from simsiam.distributed.runtime import Runtime
 from simsiam.errors import UserError
+from simsiam.methods.base import Method
 from simsiam.methods.registry import build_method
 from simsiam.models.batchnorm import ViewBatchNorm
 from simsiam.run.journal import memory_bytes
-from simsiam.settings.derive import check_batch, derive
+from simsiam.settings.derive import derive
 from simsiam.settings.tree import Pretrain
 from simsiam.training.build import build_state
+from simsiam.training.computing import compute_as_asked
 from simsiam.training.step import train_step
 
 _IMAGENET = 1_281_167
@@ -55,15 +58,19 @@ class Forecast:
     @property
     def step(self) -> float:
         """Seconds from one step to the next: the loader works beside, gradients cross under the backward pass."""
-        exposed = max(0.0, self.gradients - _BACKWARD * self.compute)
-        return max(self.compute + exposed + self.statistics, self.loader)
+        return max(self.compute + self.exposed + self.statistics, self.loader)
+
+    @property
+    def exposed(self) -> float:
+        """Seconds of the gradients' way that the backward pass does not cover."""
+        return max(0.0, self.gradients - _BACKWARD * self.compute)
 
     @property
     def limit(self) -> str:
         """Which part binds."""
         if self.loader >= self.step:
             return "the loader"
-        waits = {"gradients": self.gradients - _BACKWARD * self.compute, "batch-norm statistics": self.statistics}
+        waits = {"gradients": self.exposed, "batch-norm statistics": self.statistics}
         most = max(waits, key=waits.__getitem__)
         return f"the network between the GPUs ({most})" if waits[most] > self.compute else "the GPU"
 
@@ -102,26 +109,29 @@ def plan(
     """
     images = open_images(settings, "pretrain", runtime) if has_data else None
     number = _IMAGENET if images is None else len(images)
-    check_batch(settings, gpus, number)
-    pieces = settings.accumulate
-    each = settings.batch_size // (gpus * pieces)
+    numbers = derive(settings, gpus, number)
+    each, pieces = numbers.micro_batch, settings.accumulate
     if each < 4:
         raise UserError(f"--gpus {gpus} leaves {each} image(s) a GPU of --batch-size {settings.batch_size}: take fewer")
     device = runtime.device
-    name = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"this CPU ({torch.get_num_threads()} threads)"
-    )
+    cpu = f"this CPU ({torch.get_num_threads()} threads)"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     what = f"{settings.method['name']}, {settings.encoder}, views of {settings.views.size} pixels"
     yield "plan", f"{what}; batch {settings.batch_size} = {gpus} GPUs x {pieces} x {each}; measured on {name}"
 
-    measured, parameters, norms = measure(settings, each, runtime, steps)
+    method = build_method(settings.method, settings.encoder)
+    compute_as_asked(method, settings)
+    method.prepare(number, each)
+    measured = measure(method, settings, each, runtime, steps)
+    norms = sum(isinstance(module, ViewBatchNorm) for module in method.modules())
+    trained = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
     rate = None
     if images is not None:
         images, why = choose_images(images, settings, show_progress=False)
-        loader = make_loader(images, Plan(len(images), min(each, len(images)), settings.seed), settings, 2, device)
-        rate, _ = loader_rate(loader, settings, 3.0, device)
+        order = Plan(len(images), each, settings.seed)
+        rate, _ = loader_rate(make_loader(images, order, settings, method.num_views, device), settings, 3.0, device)
         yield "loader", f"{rate:,.0f} pairs/s for one GPU ({why})"
-    parts = forecast(measured, gpus, 4 * parameters, norms, link * 1e9, rate)
+    parts = forecast(measured, gpus, 4 * trained, norms, link * 1e9, rate)
     parts = replace(parts, compute=pieces * parts.compute, loader=pieces * parts.loader)
     yield (
         "step",
@@ -130,7 +140,7 @@ def plan(
             f"{link:g} GB/s, under the backward pass; {norms} norms {parts.statistics:.3f} s"
         ),
     )
-    hours = settings.epochs * (number // settings.batch_size) * parts.step / 3600
+    hours = numbers.total_steps * parts.step / 3600
     pairs = settings.batch_size / parts.step
     yield (
         "time",
@@ -151,19 +161,15 @@ def plan(
     yield "limit", f"{parts.limit}. Evaluations, checkpoints and the start are not counted"
 
 
-def measure(settings: Pretrain, images: int, runtime: Runtime, steps: int) -> tuple[Measured, int, int]:
-    """A device's step on `images` random images, the number of trained parameters, and of synchronised norms."""
-    settings = replace(settings, batch_size=images, accumulate=1, max_steps=0, loader="auto")
-    method = build_method(settings.method, settings.encoder)
-    method.prepare(_IMAGENET, images)
-    state = build_state(method, settings, derive(settings, 1, _IMAGENET), runtime)
+def measure(method: Method, settings: Pretrain, images: int, runtime: Runtime, steps: int) -> Measured:
+    """A device's step on so many random images, and on half of them."""
+    alone = replace(settings, batch_size=images, accumulate=1, max_steps=0)
+    state = build_state(method, alone, derive(alone, 1, _IMAGENET), runtime)
 
     def step(size: int) -> float:
-        side = settings.views.size
-        views = torch.randn(method.num_views, size, 3, side, side, device=runtime.device)
-        samples = torch.arange(size, device=runtime.device)
+        inputs = random_inputs(method, settings, size, runtime.device)
         began = time.perf_counter()
-        train_step(state, [(views, samples) if method.takes_samples else (views,)])
+        train_step(state, [inputs])
         if runtime.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - began
@@ -173,9 +179,18 @@ def measure(settings: Pretrain, images: int, runtime: Runtime, steps: int) -> tu
         for _ in range(2):
             step(size)
         held.append(memory_bytes(runtime.device))
-    norms = sum(isinstance(module, ViewBatchNorm) for module in method.modules())
-    trained = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
-    return Measured(images, median(step(images) for _ in range(steps)), held[1], held[0]), trained, norms
+    return Measured(images, median(step(images) for _ in range(steps)), held[1], held[0])
+
+
+def random_inputs(method: Method, settings: Pretrain, images: int, device: torch.device) -> tuple[Tensor, ...]:
+    """What the method is called with in a step, of noise: views, small ones where the recipe has them, sample ids."""
+    side, small = settings.views.size, settings.small_views
+    inputs = [torch.randn(method.num_views, images, 3, side, side, device=device)]
+    if small.count:
+        inputs.append(torch.randn(small.count, images, 3, small.size, small.size, device=device))
+    if method.takes_samples:
+        inputs.append(torch.arange(images, device=device))
+    return tuple(inputs)
 
 
 def _memory_of_machine() -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 
+from simsiam.commands.scripts import add_settings
 from simsiam.settings.parse import parse
 from simsiam.settings.tree import Pretrain
 
@@ -21,13 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--steps", type=int, default=5, help="measured steps (default %(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default %(default)s")
-    parser.add_argument(
-        "--settings",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="SETTING",
-        help="the rest of the line, for pretrain.py: --settings --batch-size 1024 --precision bf16",
-    )
+    add_settings(parser, "for pretrain.py: --settings --batch-size 1024 --precision bf16")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from simsiam.commands.scripts import run_script
+from simsiam.commands.scripts import add_settings, run_script
 from simsiam.errors import UserError
 from simsiam.settings.parse import parse, recipe_names
 from simsiam.settings.tree import Classify, FineTune, Linear
@@ -75,13 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoder", metavar="NAME", help="name of the encoder, where the file does not say it")
     parser.add_argument("--ranks", type=int, default=0, help="processes (default: all GPUs, or one on CPU)")
     parser.add_argument("--seed", type=int, default=0, help="of every run (default %(default)s)")
-    parser.add_argument(
-        "--settings",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="SETTING",
-        help="the rest of the line, for each training run: --settings --loader dali --epochs 10",
-    )
+    add_settings(parser, "for each training run: --settings --loader dali --epochs 10")
 
 
 def run(arguments: argparse.Namespace) -> None:

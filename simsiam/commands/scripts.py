@@ -1,5 +1,6 @@
 """The training scripts, run from a command as a user would type them."""
 
+import argparse
 import shlex
 import subprocess
 import sys
@@ -7,6 +8,13 @@ from pathlib import Path
 
 import simsiam
 from simsiam.errors import Preempted, UserError
+
+
+def add_settings(parser: argparse.ArgumentParser, what: str) -> None:
+    """The option `--settings`, which takes the rest of the line for a script; `what` says for which, and an example."""
+    parser.add_argument(
+        "--settings", nargs=argparse.REMAINDER, default=[], metavar="SETTING", help=f"the rest of the line, {what}"
+    )
 
 
 def run_script(script: str, *arguments: object, ranks: int = 1) -> None:

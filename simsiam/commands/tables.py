@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from simsiam.commands.scripts import run_script
+from simsiam.commands.scripts import add_settings, run_script
 from simsiam.errors import UserError
 from simsiam.run.atomic import write_atomically
 from simsiam.run.paper_tables import TABLES, Row, Scaled
@@ -43,10 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", metavar="LIST", help="some rows only, by name, with commas between")
     parser.add_argument("--ranks", type=int, default=0, help="processes (default: all GPUs, or two on CPU)")
     parser.add_argument("--no-linear", action="store_true", help="kNN alone, without linear classification")
-    parser.add_argument(
-        "--settings", nargs=argparse.REMAINDER, default=[], metavar="SETTING",
-        help="the rest of the line, which changes that recipe for every row: --settings --data FOLDER --epochs 2",
-    )  # fmt: skip
+    add_settings(parser, "which changes that recipe for every row: --settings --data FOLDER --epochs 2")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from simsiam.commands.scripts import run_script
+from simsiam.commands.scripts import add_settings, run_script
 from simsiam.errors import UserError
 from simsiam.settings.parse import parse
 from simsiam.settings.tree import FineTune
@@ -29,13 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FOLDER", help="run folder (default: runs/teacher-DATA-ENCODER)")
     parser.add_argument("--ranks", type=int, default=1, help="processes (default: one)")
     parser.add_argument("--seed", type=int, default=0, help="of the run (default %(default)s)")
-    parser.add_argument(
-        "--settings",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="SETTING",
-        help="the rest of the line, for semisup.py: --settings --epochs 60 --download",
-    )
+    add_settings(parser, "for semisup.py: --settings --epochs 60 --download")
 
 
 def run(arguments: argparse.Namespace) -> None:

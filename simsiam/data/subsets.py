@@ -48,7 +48,12 @@ def take(images: ImageSet, samples: np.ndarray) -> ImageSet:
 
 def evenly_spaced(images: ImageSet, count: int) -> ImageSet:
     """At most `count` images spread evenly over the order of the set, and so over its classes."""
-    return take(images, np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64)))
+    return take(images, even_places(len(images), count))
+
+
+def even_places(size: int, count: int) -> np.ndarray:
+    """At most `count` of the numbers below `size`, int64, ascending, at equal distances from first to last."""
+    return np.unique(np.linspace(0, size - 1, min(count, size)).astype(np.int64))
 
 
 def hold_out(images: ImageSet, count: int) -> tuple[ImageSet, ImageSet]:

@@ -6,8 +6,8 @@ import shutil
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -59,7 +59,7 @@ def preflight(
 
     Args:
         facts: what must be equal on all ranks besides code and torch, by name, such as `settings` and `dataset`.
-        folder: where the checkpoints are.
+        folder: where the checkpoints are; it is there.
         checkpoint_bytes: size of a checkpoint in that folder; 0 where they are kept at a URL.
         workers: loader processes of a rank, which hand over batches in shared memory.
 
@@ -71,7 +71,6 @@ def preflight(
             known to itself by no address for others, or two checkpoints do not fit. It is the same on every rank.
     """
     facts = {"code": code_version(), "torch": torch.__version__, **facts}
-    runtime.on_main(lambda: _make(folder))
     free, shared = _free_bytes(folder) if runtime.is_main else 0, _free_bytes(_SHARED_MEMORY)
     sees_folder = _sees_folder(runtime, folder) if checkpoint_bytes else True
     runtime.barrier()
@@ -213,22 +212,11 @@ def _sees_folder(runtime: Runtime, folder: Path) -> bool:
 
 def _make_token(folder: Path) -> Path:
     token = folder / f".seen-{uuid4().hex}"
-    with _writing(folder):
-        token.touch()
-    return token
-
-
-def _make(folder: Path) -> None:
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
     try:
-        yield
+        token.touch()
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); give an --out that you may write to") from None
+    return token
 
 
 def _other_folders(reports: Sequence[Report], folder: Path) -> list[str]:

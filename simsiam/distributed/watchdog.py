@@ -172,13 +172,12 @@ class Watchdog:
                 verdict = judge({rank: self._beat(0)}, {rank: 0.0}, self._timeout)
                 if verdict:
                     self._end(verdict._replace(by=rank))
-            elif now - self._heard > (min(self._timeout, 5.0) if self._stopping() else self._timeout):
+            elif now - self._heard > _patience(self._timeout, bool(self._stopping())):
                 # Where no torchrun does it, rank 0 holds the store itself.
                 zero = f", perhaps {_named({0: self._zero})}" if self._zero and self._runtime.rank else ""
                 gone = f"rank {self._runtime.rank} has not reached the store of the job for {now - self._heard:.0f} s"
                 stopped = _that_is_stopped(self._zero)
-                speaks = self._runtime.local_rank == (1 if stopped else 0)  # one on each host
-                by = self._runtime.rank if speaks else -1
+                by = self._runtime.rank if self._runtime.local_rank == (1 if stopped else 0) else -1  # one on each host
                 told = f"{gone}; the node or the process that held it is gone or stands still{zero}"
                 self._end(Verdict(by, told, stopped))
 
@@ -271,8 +270,7 @@ class _Peers:
             return None
         now = time.monotonic()
         silent = {rank: now - self._changed[rank][1] for rank in beats}
-        patience = min(self._timeout, 5.0) if stopping else self._timeout
-        verdict = judge(beats, silent, patience)
+        verdict = judge(beats, silent, _patience(self._timeout, stopping))
         if verdict is None:
             return None
         told = json.dumps(verdict._replace(by=self._rank))
@@ -364,10 +362,13 @@ def _verdict(told: bytes) -> Verdict:
 
 def _that_is_stopped(beat: Beat | None) -> tuple[tuple[str, int, str], ...]:
     """The process of a beat, where it is on this host and stopped: it could neither end by itself nor by a signal."""
-    if beat is None or beat.host != _host() or beat.born != born(beat.pid):
-        return ()
-    status = process_status(beat.pid)
-    return ((beat.host, beat.pid, beat.born),) if status and status[0] == "T" else ()
+    status = process_status(beat.pid) if beat is not None and beat.host == _host() else None
+    is_stopped = status is not None and status[0] == "T" and str(status[1]) == beat.born
+    return ((beat.host, beat.pid, beat.born),) if is_stopped else ()
+
+
+def _patience(timeout: float, stopping: bool) -> float:
+    return min(timeout, 5.0) if stopping else timeout
 
 
 def _gap(interval: float) -> float:

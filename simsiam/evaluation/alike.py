@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from simsiam.data.augment import Augment
 from simsiam.data.image_set import ImageSet
 from simsiam.data.labelled import centre_batches
+from simsiam.data.subsets import even_places
 from simsiam.errors import UserError
 from simsiam.evaluation.knn import nearest
 from simsiam.settings.tree import Views
@@ -47,10 +48,10 @@ def some_images(images: ImageSet) -> np.ndarray:
     labels = np.asarray(images.labels)
     present = np.unique(labels[labels >= 0])
     if not len(present):
-        return _evenly(np.arange(len(labels)), _IMAGES)
-    chosen = _evenly(present, _CLASSES)
-    share = _IMAGES // len(chosen)
-    return np.sort(np.concatenate([_evenly(np.flatnonzero(labels == label), share) for label in chosen]))
+        return even_places(len(labels), _IMAGES)
+    chosen = present[even_places(len(present), _CLASSES)]
+    of_class = [np.flatnonzero(labels == label) for label in chosen]
+    return np.sort(np.concatenate([places[even_places(len(places), _IMAGES // len(chosen))] for places in of_class]))
 
 
 @torch.no_grad()
@@ -103,7 +104,3 @@ def _in_square(places: np.ndarray) -> np.ndarray:
     """(N, 2) moved and scaled, alike in both directions, into 0..1."""
     low, high = places.min(0), places.max(0)
     return ((places - (low + high) / 2) / max((high - low).max(), 1e-12) + 0.5).astype(np.float64)
-
-
-def _evenly(numbers: np.ndarray, count: int) -> np.ndarray:
-    return numbers[np.unique(np.linspace(0, len(numbers) - 1, min(count, len(numbers))).astype(np.int64))]

@@ -132,15 +132,17 @@ class RunFolder:
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
-def make_writable(path: Path) -> None:
-    """Makes the folder of `--out` and tries it. Raises UserError where it cannot be written."""
+def make_writable(path: Path, option: str = "--out") -> None:
+    """Makes the folder that an option names and tries it. Raises UserError where it cannot be written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".write-test"
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise UserError(f"--out {path} cannot be written ({error.strerror}); give a folder you may write to") from None
+        raise UserError(
+            f"{option} {path} cannot be written ({error.strerror}); give a folder you may write to"
+        ) from None
 
 
 def _plain(value: Any) -> Any:

@@ -118,7 +118,8 @@ def _check(gallery: Gallery) -> None:
         and len({len(row) for row in gallery.rows}) == 1
         and 1 < len(gallery.rows[0]) <= NEIGHBOURS + 1
         and all(len(places) == count and all(len(pair) == 2 for pair in places) for places in gallery.maps.values())
-        and all(value is None or math.isfinite(value) for value in (gallery.same, gallery.kept))
+        and math.isfinite(gallery.kept)
+        and (gallery.same is None or math.isfinite(gallery.same))
     )
     if not sound:
         raise ValueError("not a gallery")

@@ -7,7 +7,7 @@ from simsiam.distributed.preflight import preflight, source_hash
 from simsiam.distributed.runtime import Runtime
 from simsiam.evaluation.ledger import config_hash
 from simsiam.run.changes import check_facts, read_facts, rounding_changes, write_facts
-from simsiam.run.folder import RunFolder
+from simsiam.run.folder import RunFolder, make_writable
 from simsiam.settings.tree import Job
 from simsiam.training.state import TrainState
 
@@ -47,7 +47,10 @@ def check_start(
     }
     found = "skipped"
     if not settings.skip_preflight:
-        elsewhere = "://" in settings.checkpoint.folder
+        asked = settings.checkpoint.folder
+        elsewhere = "://" in asked
+        option = "--checkpoint.folder" if asked and not elsewhere else "--out"
+        runtime.on_main(lambda: make_writable(checkpoints.folder, option))
         found = preflight(
             runtime,
             {"settings": config_hash(settings), "dataset": data_sha256},

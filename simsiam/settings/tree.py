@@ -254,7 +254,7 @@ class Pretrain(Run):
     """Compile residual blocks and heads by torch.compile, which takes minutes at the start; off for evaluations."""
     recompute: bool = False
     """Keep only what enters each residual block, and compute the rest again in the backward pass: a larger batch fits,
-    and a step takes about a third longer."""
+    and a step makes its forward pass twice."""
     knn_every: int = 1
     """Epochs between runs of the kNN monitor; 0 is never."""
     knn: Knn = field(default_factory=Knn)

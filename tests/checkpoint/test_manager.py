@@ -312,14 +312,17 @@ def test_a_name_that_was_not_made_any_more_is_made_when_the_run_goes_on(tmp_path
     assert damage(tmp_path / "epoch_0001") is None
 
 
-def save_in_a_folder_of_ones_own(folder: Path) -> str:
-    manager = checkpoints(folder / str(dist.get_rank()))
-    manager.save(build())
+def said_of_a_save(state: TrainState, manager: Checkpoints, kind: type[Exception]) -> str:
+    manager.save(state)
     try:
         manager.wait()
-    except UserError as error:
+    except kind as error:
         return str(error)
     return ""
+
+
+def save_in_a_folder_of_ones_own(folder: Path) -> str:
+    return said_of_a_save(build(), checkpoints(folder / str(dist.get_rank())), UserError)
 
 
 def test_what_other_ranks_write_elsewhere_completes_no_checkpoint(tmp_path: Path) -> None:
@@ -334,12 +337,7 @@ def diverge(folder: Path) -> str:
     if dist.get_rank() == 1:
         weight = state.module.encoder[0].weight
         weight.data.view(torch.int32)[1, 2, 0, 1] ^= 1  # one bit
-    manager.save(state)
-    try:
-        manager.wait()
-    except TrainingStopped as stopped:
-        return str(stopped)
-    return ""
+    return said_of_a_save(state, manager, TrainingStopped)
 
 
 def test_ranks_that_differ_in_a_bit_save_nothing_and_the_tensor_and_the_rank_are_named(tmp_path: Path) -> None:

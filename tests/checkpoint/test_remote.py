@@ -166,7 +166,7 @@ def test_a_node_of_its_own_folder_loads_what_rank_0_found(store: Store, tmp_path
     here.save(state)
     here.wait()
     text = (tmp_path / "here/step_00000004/manifest.json").read_text()
-    there.runtime = SimpleNamespace(**vars(runtime()), on_main=lambda make: text, barrier=lambda: None)
+    there.runtime = SimpleNamespace(**vars(runtime()), is_main=False, on_main=lambda make: text, barrier=lambda: None)
     again = build(seed=1)
     there.load(tmp_path / "there/step_00000004", again)
     assert different(tensors(state), tensors(again)) == []

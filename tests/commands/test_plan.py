@@ -75,6 +75,11 @@ def test_a_batch_that_the_gpus_cannot_share_is_one_sentence(
     assert says in capsys.readouterr().err
 
 
+def test_settings_are_those_of_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    assert run(monkeypatch, *SMALL, "--settings", "--compile", "true", "--recompute", "true") == 2
+    assert "--compile and --recompute cannot be had together" in capsys.readouterr().err
+
+
 def test_help_does_not_import_torch() -> None:
     code = "import sys, simsiam.commands.plan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
