@@ -131,7 +131,8 @@ def plan(
         order = Plan(len(images), each, settings.seed)
         rate, _ = loader_rate(make_loader(images, order, settings, method.num_views, device), settings, 3.0, device)
         yield "loader", f"{rate:,.0f} pairs/s for one GPU ({why})"
-    parts = forecast(measured, gpus, 4 * trained, norms, link * 1e9, rate)
+    width = 2 if settings.reduce_dtype == "bf16" else 4
+    parts = forecast(measured, gpus, width * trained, norms, link * 1e9, rate)
     parts = replace(parts, compute=pieces * parts.compute, loader=pieces * parts.loader)
     yield (
         "step",

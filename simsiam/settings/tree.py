@@ -227,6 +227,9 @@ class Run(Job):
     """Samples over which `shuffle: shards` mixes."""
     download: bool = False
     """Download a built-in dataset that is not on disk."""
+    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
+    """What ranks average gradients in; bf16 halves their bytes, for a slow network: ranks then step as on rounded
+    gradients, no longer as one rank on the whole batch to 1e-5."""
     views: Views = field(default_factory=Views)
     optim: Optim = field(default_factory=Optim)
     dali: Dali = field(default_factory=Dali)

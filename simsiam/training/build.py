@@ -47,7 +47,7 @@ def build_state(
     precision = Precision(settings.precision, runtime.device)
     return TrainState(
         module, model, optimizer, schedules, precision, numbers.steps_per_epoch, numbers.total_steps,
-        settings.accumulate,
+        settings.accumulate, reduces_bf16=settings.reduce_dtype == "bf16",
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Variable
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from simsiam.distributed.collectives import gather_equal
@@ -53,10 +53,12 @@ class OwnGradients:
     """A communication hook of DDP: averages gradients as without it, and looks at this rank's own before.
 
     Afterwards every rank has the same, and nobody could tell where the first NaN came from. It also counts how long the
-    backward pass, which has nothing more to compute, waits for the averages.
+    backward pass, which has nothing more to compute, waits for the averages. Where `reduces_bf16`, gradients cross
+    the network as bfloat16, and are added up in it.
     """
 
-    def __init__(self, model: DistributedDataParallel, device: torch.device) -> None:
+    def __init__(self, model: DistributedDataParallel, device: torch.device, reduces_bf16: bool = False) -> None:
+        self._reduces_bf16 = reduces_bf16
         self.finite = torch.ones((), dtype=torch.bool, device=device)
         """Whether all gradients were finite since this was last reset."""
         model.register_comm_hook(None, self._average)
@@ -67,7 +69,7 @@ class OwnGradients:
 
     def _average(self, group: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         self.finite.logical_and_(bucket.buffer().isfinite().all())
-        average = allreduce_hook(group, bucket)
+        average = bf16_compress_hook(group, bucket) if self._reduces_bf16 else allreduce_hook(group, bucket)
         if bucket.is_last():
             _at_the_end_of_backward(partial(self._ask_again, instant(bucket.buffer().device)))
         return average

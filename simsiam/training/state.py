@@ -23,6 +23,7 @@ class TrainState:
         schedules: the learning rate of each of the optimiser's groups, in order.
         steps_per_epoch, total_steps: of the schedule.
         step: optimiser steps done, and so the number of the next one.
+        reduces_bf16: whether ranks average gradients in bfloat16.
         own_gradients: looks at this rank's gradients before they are averaged, where there are ranks.
     """
 
@@ -35,11 +36,12 @@ class TrainState:
     total_steps: int
     accumulate: int = 1
     step: int = 0
+    reduces_bf16: bool = False
     own_gradients: OwnGradients | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if isinstance(self.model, DistributedDataParallel):
-            self.own_gradients = OwnGradients(self.model, self.precision.device)
+            self.own_gradients = OwnGradients(self.model, self.precision.device, self.reduces_bf16)
 
     def tensors(self) -> dict[str, Tensor]:
         """Name -> tensor of all that a checkpoint holds; loading fills these in place, then calls `restore`.

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from simsiam.distributed.runtime import Runtime
@@ -16,6 +17,7 @@ from simsiam.training.health import effective_rank, spread
 from simsiam.training.module import Moment, Trainable
 from simsiam.training.state import TrainState
 from simsiam.training.step import StepResult, train_step
+from tests.ranks import run_ranks
 
 
 class Loss(NamedTuple):
@@ -155,6 +157,35 @@ def test_bf16_stays_close_to_fp32_and_keeps_float32_parameters() -> None:
     assert state.module.dtype == torch.bfloat16
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
     assert losses["bf16"] != losses["fp32"]
+
+
+def step_on_a_rank(reduce_dtype: str, poisoned: bool) -> tuple[Tensor, Tensor, tuple]:
+    """One step of Line on images of this rank's own; their gradient, what the optimiser saw, and the first bad step."""
+    runtime = Runtime(dist.get_rank(), dist.get_world_size(), dist.get_rank(), torch.device("cpu"))
+    settings = Run(batch_size=16, epochs=2, precision="fp32", reduce_dtype=reduce_dtype)
+    state, guard = build_state(Line(), settings, derive(settings, 2, 80), runtime), FiniteGuard(runtime.device)
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(runtime.rank))
+    alone = Line()
+    alone(x).loss.backward()
+    if poisoned and runtime.rank == 1:
+        state.module.layer.weight.register_hook(lambda gradient: gradient * torch.nan)
+    watch(guard, 3, train_step(state, [(x,)]))
+    return alone.layer.weight.grad, state.module.layer.weight.grad, guard.first_bad()
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_ranks_average_gradients_in_the_type_that_is_asked_for(dtype: str) -> None:
+    (own, seen, bad), (others, seen_there, _) = run_ranks(2, step_on_a_rank, dtype, False)
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    assert torch.equal(seen, (own.to(kind) / 2 + others.to(kind) / 2).float())
+    assert torch.equal(seen, seen_there)
+    assert seen.dtype == torch.float32
+    assert torch.equal(seen, (own + others) / 2) == (dtype == "fp32")
+    assert bad is None
+
+
+def test_a_rank_whose_gradient_is_not_finite_is_named_also_where_it_is_sent_in_bf16() -> None:
+    assert [bad for _, _, bad in run_ranks(2, step_on_a_rank, "bf16", True)] == [(3, [1])] * 2
 
 
 def test_spread_and_rank_tell_an_even_spread_from_a_point_and_a_line() -> None:
