@@ -19,13 +19,13 @@ _COMMANDS = {
     "tables": "simsiam.commands.tables",
     "report": "simsiam.commands.report",
     "recipes": "simsiam.commands.recipes",
+    "completion": "simsiam.commands.completion",
     "quickstart": "simsiam.commands.quickstart",
 }
 
 
-@ends_with_a_sentence
-def main() -> None:
-    """Runs one command: each is a module with HELP, add_arguments(parser) and run(arguments)."""
+def make_parser() -> argparse.ArgumentParser:
+    """A parser with every command: each is a module with HELP, add_arguments(parser) and run(arguments)."""
     parser = argparse.ArgumentParser(
         prog="simsiam", description="What goes with pretrain.py, lincls.py and semisup.py."
     )
@@ -35,7 +35,13 @@ def main() -> None:
         command = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
-    arguments = parser.parse_args()
+    return parser
+
+
+@ends_with_a_sentence
+def main() -> None:
+    """Runs one command."""
+    arguments = make_parser().parse_args()
     arguments.run(arguments)
 
 

@@ -54,7 +54,7 @@ def parse(kind: type[S], argv: list[str] | None = None, *, recipe: str, prog: st
         UserError: an unknown recipe, key or value.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    keys = _keys(kind)
+    keys = setting_types(kind)
     known = list(keys)
     name, words = _take_recipe(_words(argv, keys), recipe)
     _check_words(words, known, prog)
@@ -90,13 +90,13 @@ def _parser(kind: type[Job], prog: str, recipe: str) -> ArgumentParser:
     return parser
 
 
-def _keys(kind: type, prefix: str = "") -> dict[str, Any]:
+def setting_types(kind: type, prefix: str = "") -> dict[str, Any]:
     """Every dotted key of a settings dataclass with its type; a section is a key too."""
     keys: dict[str, Any] = {}
     for f in fields(kind):
         keys[prefix + f.name] = f.type
         if is_dataclass(f.type):
-            keys.update(_keys(f.type, f"{prefix}{f.name}."))
+            keys.update(setting_types(f.type, f"{prefix}{f.name}."))
     return keys
 
 
