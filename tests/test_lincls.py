@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from simsiam import load_encoder
 from simsiam.export.write import encoder_hash
 
-DIGITS = ("--data", "digits", "--views.size", 16, "--views.resize", 16, "--workers", 0, "--hide-progress")
+DIGITS = ("--data", "digits", "--views.size", 8, "--views.resize", 8, "--workers", 0, "--hide-progress")
 PROBE = ("--recipe", "lincls-quickstart", *DIGITS, "--batch-size", 128, "--epochs", 2, "--log-every", 1)
 STEPS = 22  # two epochs of 11
 

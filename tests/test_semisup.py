@@ -15,7 +15,7 @@ from simsiam.evaluation.classifier import read_classifier
 from simsiam.export.write import encoder_hash, write_encoder
 from simsiam.models.encoders import build_encoder
 
-DIGITS = ("--data", "digits", "--views.size", 16, "--views.resize", 16, "--workers", 0, "--hide-progress")
+DIGITS = ("--data", "digits", "--views.size", 8, "--views.resize", 8, "--workers", 0, "--hide-progress")
 SHORT = ("--recipe", "semisup-cifar10-10pct", *DIGITS, "--precision", "fp32", "--batch-size", 50, "--epochs", 2)
 GRID = "lr=0.05,0.5 head_lr=0.1,1"
 

@@ -4,6 +4,7 @@ import difflib
 import os
 import sys
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,6 +79,7 @@ def parse(kind: type[S], argv: list[str] | None = None, *, recipe: str, prog: st
     return settings.debugged(int(os.environ.get("WORLD_SIZE", 1))) if settings.debug else settings
 
 
+@cache  # making it, which reads every docstring, takes most of the time of a parse
 def _parser(kind: type[Job], prog: str, recipe: str) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(

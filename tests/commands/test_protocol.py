@@ -18,7 +18,7 @@ from simsiam.export.write import encoder_hash, write_encoder
 from simsiam.models.encoders import build_encoder
 from tests.conftest import ROOT, clean_environment
 
-SMALL = ("--views.size", "16", "--views.resize", "16", "--workers", "0", "--hide-progress", "--epochs", "6")
+SMALL = ("--views.size", "8", "--views.resize", "8", "--workers", "0", "--hide-progress", "--epochs", "6")
 SMALL += ("--checkpoint.every_steps", "1", "--sweep", "")
 
 

@@ -23,7 +23,7 @@ from simsiam.settings.tree import Views
 from simsiam.training.precision import Precision
 from tests.ranks import run_ranks
 
-DIGITS = ("--data", "digits", "--views.size", 16, "--views.resize", 16, "--workers", 0, "--hide-progress")
+DIGITS = ("--data", "digits", "--views.size", 8, "--views.resize", 8, "--workers", 0, "--hide-progress")
 PROBE = ("--recipe", "lincls-quickstart", *DIGITS, "--pretrained", "random", "--encoder", "resnet8", "--epochs", 2)
 PLAIN = ("--views.scale", "[1,1]", "--views.ratio", "[1,1]", "--views.flip", 0, "--batch-size", 128)
 

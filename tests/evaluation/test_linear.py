@@ -113,7 +113,7 @@ def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def command(call: Callable[..., int]) -> Command:
     """lincls.py with short settings; its exit code."""
-    common = ("--recipe", "lincls-quickstart", "--data", "digits", "--views.size", 16, "--views.resize", 16)
+    common = ("--recipe", "lincls-quickstart", "--data", "digits", "--views.size", 8, "--views.resize", 8)
     short = ("--batch-size", 100, "--epochs", 2, "--optim.lr", 10, "--workers", 0, "--log-every", 1, "--hide-progress")
     return lambda *arguments: call("lincls.py", *common, *short, *arguments)
 

@@ -18,7 +18,7 @@ from simsiam.evaluation.linear import LinearProbe
 from simsiam.evaluation.sweep_table import SweepRow, choose, write_sweep
 from simsiam.models.encoders import build_encoder
 
-DIGITS = ("--data", "digits", "--views.size", 16, "--views.resize", 16, "--workers", 0, "--hide-progress")
+DIGITS = ("--data", "digits", "--views.size", 8, "--views.resize", 8, "--workers", 0, "--hide-progress")
 COMMON = ("--recipe", "lincls-quickstart", *DIGITS, "--pretrained", "random", "--encoder", "resnet8", "--epochs", 2)
 FEW = ("--subset", "40%", "--batch-size", 100, "--held-out", 90)
 

@@ -9,7 +9,7 @@ import pytest
 from simsiam.methods.registry import METHODS
 
 SMALL = (
-    "--recipe", "quickstart", "--views.size", 16, "--views.resize", 16, "--epochs", 3, "--log-every", 6,
+    "--recipe", "quickstart", "--views.size", 8, "--views.resize", 8, "--epochs", 3, "--log-every", 6,
     "--knn-every", 3, "--workers", 0, "--hide-progress", "--precision", "fp32", "--checkpoint.every_epochs", 0,
 )  # fmt: skip
 HEAD = ("--method.dim", 64, "--method.projector_layers", 2, "--method.projector_hidden", 128)
@@ -17,7 +17,7 @@ ADAM = ("--optim.name", "adam", "--optim.lr", 0.004, "--optim.weight_decay", 0, 
 # Without batch-norm on the output a collapse comes near 0, and random weights begin far below 1.
 NO_OUTPUT_NORM = ("--health.collapsed_std", 0.15)
 # Momentum networks, and a queue that has to fill, need more steps than three epochs of the digits.
-SHAPES = ("--data", "shapes", "--epochs", 1, "--knn-every", 1)
+SHAPES = ("--data", "shapes", "--views.size", 16, "--views.resize", 16, "--epochs", 1, "--knn-every", 1)
 OPTIONS = {
     "simsiam": (),
     "simsiam-alternating": ("--method.alternate_steps", 10),

@@ -10,7 +10,7 @@ from tests.faults.harness import kill, logged, run, start, state_at, wait_for
 SMALL = (
     "--recipe", "quickstart", "--data", "digits", "--precision", "fp32", "--batch-size", 64, "--max-steps", 40,
     "--log-every", 1, "--knn-every", 0, "--hide-progress", "--checkpoint.every_steps", 17,
-    "--checkpoint.every_epochs", 0, "--views.size", 16, "--views.resize", 16,
+    "--checkpoint.every_epochs", 0, "--views.size", 8, "--views.resize", 8,
 )  # fmt: skip
 
 

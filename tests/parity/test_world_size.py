@@ -8,7 +8,7 @@ from tests.faults.harness import logged, run
 
 SMALL = (
     "--recipe", "quickstart", "--precision", "fp32", "--batch-size", 32, "--max-steps", 20, "--log-every", 1,
-    "--knn-every", 0, "--hide-progress", "--optim.lr", 0.03,
+    "--knn-every", 0, "--hide-progress", "--optim.lr", 0.03, "--views.size", 16, "--views.resize", 16,
 )  # fmt: skip
 
 

@@ -43,6 +43,13 @@ def test_the_line_beats_the_recipe_and_the_recipe_the_default(recipe_file) -> No
     assert (settings.accumulate, settings.optim.momentum) == (1, 0.9)  # the defaults of the tree
 
 
+def test_a_line_knows_nothing_of_the_line_before(recipe_file) -> None:
+    plain = pretrain()
+    pretrain("--optim.lr", 3, "--views.blur", 0, "--hide-progress", "--method.dim", 8, "--branches", "[{blur: 1.0}]")
+    pretrain("--recipe", recipe_file("optim: {momentum: 0.5}\nbranches: [{blur: 0.1}]"))
+    assert pretrain() == plain
+
+
 @pytest.mark.parametrize("flag", [["--recipe", "cifar10-r18"], ["--recipe=cifar10-r18"], ["-c", "cifar10-r18"]])
 @pytest.mark.parametrize("position", [0, 1, 2])
 def test_overrides_count_wherever_the_recipe_stands(flag: list[str], position: int) -> None:

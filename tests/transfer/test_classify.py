@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-DIGITS = ("--data", "digits", "--views.size", 16, "--views.resize", 16, "--workers", 0, "--hide-progress")
+DIGITS = ("--data", "digits", "--views.size", 8, "--views.resize", 8, "--workers", 0, "--hide-progress")
 GIVEN = (*DIGITS, "--pretrained", "random", "--encoder", "resnet8")
 SHORT = ("--batch-size", 100, "--epochs", 1, "--subset", "40%")
 
