@@ -2,21 +2,21 @@
 
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from simsiam.__main__ import main
-from simsiam.commands import protocol
+from simsiam.commands import protocol, scripts
 from simsiam.evaluation.ledger import read
 from simsiam.export.write import encoder_hash, write_encoder
 from simsiam.models.encoders import build_encoder
-from tests.conftest import ROOT, clean_environment
+from tests.forked import fork
+from tests.processes import wait_until
 
 SMALL = ("--views.size", "8", "--views.resize", "8", "--workers", "0", "--hide-progress", "--epochs", "6")
 SMALL += ("--checkpoint.every_steps", "1", "--sweep", "")
@@ -33,6 +33,25 @@ def words(encoder: Path, out: Path, *more: str) -> list[str]:
     return ["protocol", str(encoder), "--data", "digits", "--out", str(out), *more, "--settings", *SMALL]
 
 
+@pytest.fixture
+def forking(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What a command starts is forked from the process of the command."""
+
+    def run(command: list[str], *, check: bool) -> SimpleNamespace:
+        of_simsiam = command[1:3] == ["-m", "simsiam"]
+        words = ["simsiam", *command[3:]] if of_simsiam else [Path(command[1]).name, *command[2:]]
+        (process,) = fork(1, words, tmp_path / "said", tmp_path / "said", main if of_simsiam else None)
+        process.join()
+        return SimpleNamespace(returncode=process.exitcode)
+
+    monkeypatch.setattr(scripts, "subprocess", SimpleNamespace(run=run))
+
+
+def of_a_session() -> None:
+    os.setsid()
+    main()
+
+
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["simsiam", *arguments])
     try:
@@ -43,19 +62,15 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def test_killed_in_the_middle_it_ends_as_an_undisturbed_one_and_measures_nothing_twice(
-    encoder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    forking: None, encoder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     run = ("--run", "linear,10pct")
     assert call(monkeypatch, *words(encoder_file, tmp_path / "straight", *run)) == 0
     killed = words(encoder_file, tmp_path / "killed", *run)
-    with subprocess.Popen(
-        [sys.executable, "-m", "simsiam", *killed],
-        cwd=ROOT, env={**os.environ, **clean_environment()}, start_new_session=True, stdout=subprocess.DEVNULL,
-    ) as process:  # fmt: skip
-        while not list((tmp_path / "killed").glob("10pct-*/checkpoints/step_0000000[4-9]")):
-            assert process.poll() is None
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
+    (process,) = fork(1, ["simsiam", *killed], tmp_path / "said", tmp_path / "said", of_a_session)
+    wait_until(lambda: list((tmp_path / "killed").glob("10pct-*/checkpoints/step_0000000[4-9]")), 300)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.join()
     assert [result.protocol for result in read(tmp_path / "killed/results.jsonl")] == ["linear"]
     assert call(monkeypatch, *killed) == 0
 
@@ -83,7 +98,7 @@ def build_encoder_of(path: Path) -> torch.nn.Module:
 
 
 def test_knn_and_random_weights_are_measurements_of_their_own(
-    encoder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    forking: None, encoder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     assert call(monkeypatch, *words(encoder_file, tmp_path / "out", "--run", "knn,random-knn")) == 0
     own, of_random = read(tmp_path / "out/results.jsonl")
