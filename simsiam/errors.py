@@ -25,6 +25,12 @@ class PeersLost(Exception):
     exit_code = 1
 
 
+class OutOfMemory(Exception):
+    """A rank had no memory for what its settings ask for: told by that rank. Exit code 2."""
+
+    exit_code = 2
+
+
 class Preempted(Exception):
     """A run that was asked to save and end, and has. Exit code 0: torchrun takes anything else for a failure."""
 
@@ -42,7 +48,7 @@ def ends_with_a_sentence(main: Callable[[], None]) -> Callable[[], None]:
             if os.environ.get("RANK", "0") == "0":
                 print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(error.exit_code)
-        except PeersLost as lost:
+        except (PeersLost, OutOfMemory) as lost:
             print(f"error: {lost}", file=sys.stderr, flush=True)
             sys.exit(lost.exit_code)
         except KeyboardInterrupt:  # not while a run trains, where it is a wish to save and end

@@ -68,6 +68,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(forked, tmp_path:
         (("--out", "/dev/null/run"), "cannot be written"),
         (("--data", ""), "No dataset is given"),
         (("--resume", "/no/such/run"), "no checkpoint"),
+        (("--method.projector_hidden", f"{10**13}"), "rank 0 has no memory left on cpu"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence(call, capsys, tmp_path: Path, arguments: tuple, says: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -21,10 +22,11 @@ import torch.distributed as dist
 from simsiam.distributed.processes import end_with_parent, process_age
 from simsiam.distributed.store import fresh_store
 from simsiam.distributed.threads import usable_cores
-from simsiam.errors import PeersLost, UserError
+from simsiam.errors import OutOfMemory, PeersLost, UserError
 
 T = TypeVar("T")
 
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _COMING = timedelta(minutes=10)
 _COLLECTIVE = timedelta(minutes=30)
 _FAREWELL_SECONDS = 20.0  # less than the 30 that torchrun gives
@@ -114,16 +116,28 @@ def running(device: str, world_size: int = 0) -> Iterator[Runtime]:
         if store is not None:
             dist.destroy_process_group()
     except BaseException as error:
-        if store is None:
-            raise
-        _leave_alone(error)
-        if _is_of_the_network(error):
-            reason = " ".join(str(error).split())[-200:]
-            raise PeersLost(
-                f"rank {rank} lost the others ({reason}); one of them ended, and said why, or the network failed; the "
-                "same command goes on from the newest checkpoint"
-            ) from None
+        told = _in_a_sentence(error, rank, world, where)
+        if store is not None:
+            _leave_alone(told or error)
+        if told is not None:
+            raise told from None
         raise
+
+
+def _in_a_sentence(error: BaseException, rank: int, world: int, device: torch.device) -> Exception | None:
+    """What a rank says of memory that ran out and of peers that are gone; None for any other error."""
+    reason = " ".join(str(error).split())
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason:
+        return OutOfMemory(
+            f"rank {rank} has no memory left on {device} ({reason.partition(' See ')[0][:300]}); lower --batch-size, "
+            "or keep it and give --accumulate 2, --recompute or --precision bf16"
+        )
+    if world > 1 and _is_of_the_network(error):
+        return PeersLost(
+            f"rank {rank} lost the others ({reason[-200:]}); one of them ended, and said why, or the network failed; "
+            "the same command goes on from the newest checkpoint"
+        )
+    return None
 
 
 def _is_of_the_network(error: BaseException) -> bool:
@@ -183,12 +197,15 @@ def _leave_alone(error: BaseException) -> None:
 
 
 def _device(wanted: str, local_rank: int) -> torch.device:
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise UserError(
-            "--device cuda, but torch sees no CUDA device; take --device cpu or check the driver with nvidia-smi"
-        )
-    if wanted == "cpu" or not available:
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        lack = f"torch {torch.__version__} sees no CUDA device ({_why_no_cuda()})"
+        if wanted == "cuda":
+            raise UserError(f"--device cuda, but {lack}; take --device cpu, or see what nvidia-smi says")
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
+        if _NVIDIA_DRIVER.exists() and not hidden and int(os.environ.get("RANK", 0)) == 0:
+            print(f"warning: {lack}, though there is an NVIDIA driver; this run is on the CPU", file=sys.stderr)
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise UserError(
@@ -196,6 +213,14 @@ def _device(wanted: str, local_rank: int) -> torch.device:
             f"{torch.cuda.device_count()} devices here; lower --nproc_per_node"
         )
     return torch.device("cuda", local_rank)
+
+
+def _why_no_cuda() -> str:
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # the latter from a build for CPUs
+        return str(error).partition(". ")[0].partition("\n")[0]
+    return "its devices cannot be used"
 
 
 def _keep_freed_memory() -> None:

@@ -6,13 +6,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from simsiam.distributed import runtime as module
 from simsiam.distributed.runtime import running
-from simsiam.errors import UserError
+from simsiam.errors import OutOfMemory, UserError
 from tests.conftest import ROOT, clean_environment
 from tests.processes import runs, wait_until
 
@@ -62,6 +64,46 @@ def test_all_the_files_that_the_system_grants_may_be_open() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
     with running("cpu"):
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+
+
+def too_much_for_a_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 79 GiB. See documentation")
+
+
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(1 << 60), too_much_for_a_gpu], ids=["of a CPU", "of a GPU"])
+def test_memory_that_runs_out_is_a_sentence_that_says_what_takes_less(allocate: Callable) -> None:
+    says = r"^rank 0 has no memory left on cpu \(.*allocate.*\); lower --batch-size"
+    with pytest.raises(OutOfMemory, match=says), running("cpu"):
+        allocate()
+
+
+def driver(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a driver that is too old for this torch."""
+
+    def init() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040). Please update it. More.")
+
+    (folder / "version").touch()
+    monkeypatch.setattr(module, "_NVIDIA_DRIVER", folder / "version")
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_a_driver_that_torch_cannot_use_is_refused_or_warned_of_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    driver(tmp_path, monkeypatch)
+    with pytest.raises(
+        UserError, match=r"--device cuda, but torch .* \(The NVIDIA driver .* too old \(found version 11040"
+    ):
+        module._device("cuda", 0)
+    assert module._device("auto", 0).type == "cpu"
+    assert "too old (found version 11040)), though there is an NVIDIA driver" in capsys.readouterr().err
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert module._device("auto", 0).type == "cpu"
+    assert module._device("cpu", 0).type == "cpu"
+    assert capsys.readouterr().err == ""
 
 
 def test_another_number_of_ranks_than_asked_for_is_refused_by_each_for_itself() -> None:
