@@ -67,6 +67,7 @@ def few_shots(settings: FewShot, runtime: "Runtime") -> None:
 
     import torch
 
+    from simsiam.atomic import write_atomically
     from simsiam.data.loaders import choose_centres
     from simsiam.distributed.collectives import gather_rows
     from simsiam.evaluation.features import extract_features
@@ -74,7 +75,6 @@ def few_shots(settings: FewShot, runtime: "Runtime") -> None:
     from simsiam.evaluation.labelled_sets import open_labelled
     from simsiam.evaluation.pretrained import pretrained_encoder
     from simsiam.export.write import encoder_hash
-    from simsiam.run.atomic import write_atomically
     from simsiam.training.precision import Precision
 
     torch.manual_seed(settings.seed)

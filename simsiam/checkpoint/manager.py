@@ -17,13 +17,13 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from simsiam.atomic import write_atomically
 from simsiam.checkpoint.manifest import NAME, damage, file_facts, write_manifest
 from simsiam.checkpoint.reader import CheckedReader
 from simsiam.checkpoint.remote import Remote
 from simsiam.checkpoint.staging import Staging, checksums, differing
 from simsiam.distributed.runtime import Runtime
 from simsiam.errors import TrainingStopped, UserError
-from simsiam.run.atomic import write_atomically
 from simsiam.settings.tree import Checkpoint
 from simsiam.training.clock import due
 from simsiam.training.state import TrainState

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from simsiam.run.atomic import write_atomically
+from simsiam.atomic import write_atomically
 
 NAME = "manifest.json"
 

@@ -77,8 +77,8 @@ def run(arguments: argparse.Namespace) -> None:
     ks = _numbers("--k", arguments.k, int, "whole numbers above 0, such as 10,20,100,200")
     temperatures = _numbers("--temperature", arguments.temperature, float, "numbers above 0, such as 0.07,0.1,0.2")
     settings = _settings(arguments)
+    from simsiam.atomic import write_atomically
     from simsiam.distributed.runtime import running
-    from simsiam.run.atomic import write_atomically
     from simsiam.run.folder import make_writable
 
     with running(arguments.device) as runtime:

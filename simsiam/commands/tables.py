@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from simsiam.atomic import write_atomically
 from simsiam.commands.scripts import add_settings, run_script
 from simsiam.errors import UserError
-from simsiam.run.atomic import write_atomically
 from simsiam.run.paper_tables import TABLES, Row, Scaled
 from simsiam.settings.parse import parse
 from simsiam.settings.tree import Pretrain

@@ -15,10 +15,11 @@ from simsiam.commands.disk_rate import Read, measure_disk
 from simsiam.commands.say import span
 from simsiam.data.augment import Augment
 from simsiam.data.counter import permutation
+from simsiam.data.crops import Crops, Loader
 from simsiam.data.decode import decode
 from simsiam.data.encoded import EncodedImages
 from simsiam.data.image_set import BadImage, ImageSet
-from simsiam.data.loaders import Crops, Loader, choose_images, make_loader, takes_dali
+from simsiam.data.loaders import choose_images, make_loader, takes_dali
 from simsiam.data.loaders.torchvision import crop
 from simsiam.data.plan import Plan
 from simsiam.data.resident import ResidentImages

@@ -11,19 +11,16 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from simsiam.data.crops import Crops
 from simsiam.data.views import BRIGHTNESS, CONTRAST, HUE, SATURATION, Colour, colours_of_views
 from simsiam.distributed.threads import one_thread
 from simsiam.settings.tree import Views
-
-if TYPE_CHECKING:
-    from simsiam.data.loaders import Crops
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
 _CACHE_VALUES = 1 << 18
@@ -75,7 +72,7 @@ class Augment(nn.Module):
                 torch.div(images.sub_(self.mean), self.std, out=out[part])
         return out.view(num_views, n, 3, side, side)
 
-    def inputs(self, crops: "Crops") -> tuple[Tensor, ...]:
+    def inputs(self, crops: Crops) -> tuple[Tensor, ...]:
         """What a method is called with: views (V, N, 3, S, S), and small views (W, N, 3, s, s) where there are any."""
         views = self(crops.images, crops.samples, crops.epoch)
         if crops.small is None:

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from simsiam.data.image_set import BadImage, ImageSet
-from simsiam.data.loader_workers import stay_with_rank
-from simsiam.data.loaders.torchvision import as_is
+from simsiam.data.loader_workers import as_is, stay_with_rank
 from simsiam.settings.tree import Views
 
 

@@ -12,7 +12,7 @@ from simsiam.data.decode import decode, image_size
 from simsiam.data.encoded import EncodedImages
 from simsiam.data.image_set import BadImage
 from simsiam.data.index import Index
-from simsiam.data.loaders.torchvision import as_is
+from simsiam.data.loader_workers import as_is
 
 _CHUNK = 64
 

@@ -14,8 +14,7 @@ from torchvision.transforms.v2.functional import hflip
 
 from simsiam.data.counter import bits, uniform
 from simsiam.data.image_set import BadImage
-from simsiam.data.loader_workers import stay_with_rank
-from simsiam.data.loaders.torchvision import as_is
+from simsiam.data.loader_workers import as_is, stay_with_rank
 from simsiam.data.plan import Plan, micro_batch
 from simsiam.data.stand_ins import read_or_next
 from simsiam.detection.annotations import DetectionSet

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from simsiam.atomic import write_atomically
+from simsiam.data.crops import Crops
 from simsiam.data.image_set import ImageSet
 from simsiam.data.labelled import CentreBatches, centre_batches
-from simsiam.data.loaders import Crops
 from simsiam.data.plan import Plan, micro_batch
 from simsiam.distributed.runtime import Runtime
 from simsiam.errors import UserError
@@ -26,7 +27,6 @@ from simsiam.evaluation.accuracy import Accuracy, Tally
 from simsiam.evaluation.features import extract_features
 from simsiam.evaluation.ledger import list_hash
 from simsiam.export.write import encoder_hash
-from simsiam.run.atomic import write_atomically
 from simsiam.settings.tree import Views
 from simsiam.training.precision import Precision
 

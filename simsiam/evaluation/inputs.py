@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from simsiam.data.augment import Augment
+from simsiam.data.crops import Crops, Loader
 from simsiam.data.image_set import ImageSet
-from simsiam.data.loaders import Crops, Loader, choose_centres, make_loader
+from simsiam.data.loaders import choose_centres, make_loader
 from simsiam.data.plan import Plan
 from simsiam.distributed.runtime import Runtime
 from simsiam.evaluation.accuracy import Accuracy, evaluate_classifiers

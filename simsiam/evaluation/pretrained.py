@@ -6,13 +6,13 @@ from pathlib import Path
 
 from torch import nn
 
+from simsiam.atomic import write_atomically
 from simsiam.distributed.runtime import Runtime
 from simsiam.errors import UserError
 from simsiam.export.read import load_encoder
 from simsiam.export.state import read_state
 from simsiam.export.write import encoder_hash
 from simsiam.models.encoders import build_encoder
-from simsiam.run.atomic import write_atomically
 from simsiam.settings.detect import Detect
 from simsiam.settings.tree import Classify, Views
 

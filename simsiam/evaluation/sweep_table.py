@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from simsiam.atomic import write_atomically
 from simsiam.evaluation.accuracy import Accuracy
-from simsiam.run.atomic import write_atomically
 from simsiam.settings.sweep import cell_name
 
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from simsiam.atomic import write_atomically
 from simsiam.errors import UserError
-from simsiam.run.atomic import write_atomically
 from simsiam.settings.plain_yaml import plain_yaml
 from simsiam.settings.tree import Job
 

@@ -3,7 +3,7 @@
 import re
 from html import escape
 
-from simsiam.run.atomic import write_atomically
+from simsiam.atomic import write_atomically
 from simsiam.run.charts import charts
 from simsiam.run.curves import HEIGHT, WIDTH, chart
 from simsiam.run.record import Record

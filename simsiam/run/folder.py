@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
+from simsiam.atomic import write_atomically
 from simsiam.distributed.runtime import Runtime
 from simsiam.errors import Preempted, UserError
-from simsiam.run.atomic import write_atomically
 from simsiam.run.changes import check_unchanged
 from simsiam.run.lock import RunLock
 from simsiam.settings.tree import Job

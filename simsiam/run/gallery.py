@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from simsiam.atomic import write_atomically
 from simsiam.data.datasets import has_split, open_dataset
 from simsiam.data.storage import is_url
 from simsiam.errors import UserError
 from simsiam.evaluation.alike import NEIGHBOURS, Alike, alike, some_images
 from simsiam.export.read import ReadEncoder
 from simsiam.export.write import encoder_hash
-from simsiam.run.atomic import write_atomically
 from simsiam.run.record import Record
 from simsiam.settings.tree import Views
 

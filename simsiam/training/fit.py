@@ -5,8 +5,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from simsiam.checkpoint.manager import Checkpoints
+from simsiam.data.crops import Crops, Loader
 from simsiam.data.image_set import ImageSet
-from simsiam.data.loaders import Crops, Loader
 from simsiam.distributed.runtime import Runtime
 from simsiam.run.journal import Journal
 from simsiam.settings.derive import Numbers

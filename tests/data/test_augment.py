@@ -26,7 +26,7 @@ from simsiam.data.augment import (
     grayscale,
     solarize,
 )
-from simsiam.data.loaders import Crops
+from simsiam.data.crops import Crops
 from simsiam.data.views import BRIGHTNESS, CONTRAST, HUE, SATURATION, Colour, colours
 from simsiam.settings.tree import Views
 

@@ -10,9 +10,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from simsiam.data.augment import Augment
+from simsiam.data.crops import Crops
 from simsiam.data.image_set import BadImage
 from simsiam.data.labelled import centre_batches
-from simsiam.data.loaders import Crops, dali, make_loader
+from simsiam.data.loaders import dali, make_loader
 from simsiam.data.loaders.dali_centre import dali_centre_batches
 from simsiam.data.plan import Plan
 from simsiam.data.sources.folder import FolderImages

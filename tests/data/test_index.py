@@ -11,7 +11,7 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from simsiam.data.index import Index, Strings, read_index, write_index
-from simsiam.data.loaders.torchvision import as_is
+from simsiam.data.loader_workers import as_is
 from simsiam.errors import UserError
 
 WORDS = ["a/1.png", "", "kätzchen/ü.png", "a/\udcff\udcfe.png", "日本/本.jpg", "b/2.png"]

@@ -14,9 +14,10 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 from torchvision.transforms.v2 import functional as TF
 
 from simsiam.data.augment import Augment
+from simsiam.data.crops import Crops
 from simsiam.data.image_set import BadImage
 from simsiam.data.labelled import Centred, centre_batches, centre_crop
-from simsiam.data.loaders import Crops, choose_images, make_loader
+from simsiam.data.loaders import choose_images, make_loader
 from simsiam.data.loaders.resident import crop_batch
 from simsiam.data.loaders.torchvision import crop
 from simsiam.data.plan import Plan

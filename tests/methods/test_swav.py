@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from simsiam.data.augment import Augment
-from simsiam.data.loaders import Crops
+from simsiam.data.crops import Crops
 from simsiam.distributed.collectives import rank, world_size
 from simsiam.errors import UserError
 from simsiam.methods.registry import build_method, resolve_method

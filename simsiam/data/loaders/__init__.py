@@ -1,18 +1,14 @@
-"""What a loader is, and which one a run takes.
-
-A loader turns the plan's sample ids into uint8 crops and does nothing else: no colour, no randomness of its own, no
-method. Loaders differ in how fast they get there, never in what comes out.
-"""
+"""Which loader a run takes, and why."""
 
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from simsiam.data.crops import Loader
 from simsiam.data.decode import jpeg_header
 from simsiam.data.encoded import EncodedImages
 from simsiam.data.image_set import BadImage, ImageSet
@@ -23,34 +19,6 @@ from simsiam.settings.tree import Run, Views
 
 if TYPE_CHECKING:
     from simsiam.data.labelled import CentreBatches, Centred
-
-
-class Crops(NamedTuple):
-    """One micro-batch of one rank.
-
-    Attributes:
-        images: uint8 (V, N, S, S, 3), crop v of image n, of the full-size views; any strides.
-        samples: int64 (N,), the plan's sample ids, which the views are drawn from.
-        labels: int64 (N,), -1 where unlabelled.
-        epoch: from 0.
-        replaced: (sample, reason) of images that could not be read; the next good sample's image stands in.
-        small: uint8 (W, N, s, s, 3), as `images`, of the small views; None where the recipe has none.
-    """
-
-    images: Tensor
-    samples: np.ndarray
-    labels: Tensor
-    epoch: int
-    replaced: tuple[tuple[int, str], ...] = ()
-    small: Tensor | None = None
-
-
-class Loader(Protocol):
-    """Crops of any range of steps."""
-
-    def steps(self, start: int, stop: int) -> Iterator[list[Crops]]:
-        """For each step from `start` to before `stop`, this rank's micro-batches."""
-        ...
 
 
 def choose_images(images: ImageSet, settings: Run, show_progress: bool) -> tuple[ImageSet, str]:

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from simsiam.data.crops import Crops
 from simsiam.data.decode import MAX_PIXELS, decode, jpeg_header
 from simsiam.data.encoded import EncodedImages
-from simsiam.data.loaders import Crops
 from simsiam.data.loaders.torchvision import crop
 from simsiam.data.plan import Plan, micro_batch
 from simsiam.data.stand_ins import read_or_next

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simsiam.data.loaders import Crops
+from simsiam.data.crops import Crops
 from simsiam.data.plan import Plan
 from simsiam.data.resident import ResidentImages
 from simsiam.data.views import boxes_of_views

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from simsiam.data.crops import Crops
 from simsiam.data.image_set import ImageSet
-from simsiam.data.loader_workers import stay_with_rank
-from simsiam.data.loaders import Crops
+from simsiam.data.loader_workers import as_is, stay_with_rank
 from simsiam.data.plan import Plan, micro_batch
 from simsiam.data.stand_ins import read_or_next
 from simsiam.data.views import boxes_of_views
@@ -47,11 +47,6 @@ class TorchvisionLoader:
 
     def _moved(self, crops: Tensor | None) -> Tensor | None:
         return None if crops is None else crops.to(self._device, non_blocking=True)
-
-
-def as_is(item: object) -> object:
-    """Keeps what a worker made; the default would turn its arrays and tuples into tensors and lists."""
-    return item
 
 
 class _CropTasks(Dataset):
