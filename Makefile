@@ -37,7 +37,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/step.py --batch-size 8 --steps 1 --rounds 3 --against fp32+nchw --append build/bench.md
 	$(BIN)/python benchmarks/knn.py --rounds 3 --append build/bench.md
 	$(BIN)/python benchmarks/scaling.py --append build/bench.md
-	$(BIN)/python benchmarks/peers.py --rounds 4 --append build/bench.md
+	$(BIN)/python benchmarks/peers.py --rounds 3 --append build/bench.md
 	$(BIN)/python benchmarks/startup.py --append build/bench.md
 	$(BIN)/python benchmarks/report.py build/bench.md
 

@@ -5,14 +5,16 @@
 gloo on one machine, as many images a rank whatever their number; by turns. More ranks than cores say nothing but that
 it works. A step has two collectives for each batch-norm and one for each bucket of gradients. Bytes are those that a
 rank hands to them: for each batch-norm of C channels and V views 4 (2 V C + 1) forward and 4 x 2 V C backward, and 4
-for each parameter.
+for each parameter. Beside several ranks stand as many processes that train alone at once: what cores, caches and memory
+of the machine give so many.
 """
 
 import argparse
+import multiprocessing
 import sys
 import time
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -52,30 +54,37 @@ def main() -> None:
     arguments = options.parse_args()
     numbers = [int(number) for number in arguments.ranks.split(",")]
     rates: dict[int, list[float]] = {number: [] for number in numbers}
+    alone: dict[int, list[float]] = {number: [] for number in numbers if number > 1}
     crossings = {}
     for _ in range(arguments.rounds):
         for number in numbers:
             seconds, *crossings[number] = run_ranks(number, on_a_rank, arguments)[0]
             rates[number].append(number * arguments.batch_size / seconds)
+        for number, taken in alone.items():
+            taken.append(number * arguments.batch_size / seconds_alone(number, arguments))
     what = f"{arguments.encoder}, {arguments.batch_size} images of {arguments.size} pixels and a thread a rank, float32"
     with Report(f"Ranks: {what}", arguments, torch.device("cpu")) as report:
         rows = []
         for number in numbers:
             counted, expected = crossings[number]
             bytes_told = f"{counted.bytes:,}", f"{expected.bytes:,}"
-            rows.append((number, spread(rates[number]), counted.collectives, expected.collectives, *bytes_told))
-        report.table(("ranks", "pairs/s", "collectives a step", "formula", "bytes a rank hands over", "formula"), rows)
+            beside = spread(alone[number]) if number in alone else ""
+            rows.append((number, spread(rates[number]), beside, counted.collectives, expected.collectives, *bytes_told))
+        crosses = ("collectives a step", "formula", "bytes a rank hands over", "formula")
+        report.table(("ranks", "pairs/s", "each alone, at once", *crosses), rows)
         base = numbers[0]
         for number in numbers[1:]:
             shares = [share * base / number for share in ratios(rates[number], rates[base])]
             fits = number <= usable_cores()
             what = f"{number} ranks over {number / base:g} times {base}"
             report.ratio(what if fits else f"{what}, more ranks than cores", shares, at_least=0.85 if fits else None)
+            if number in alone:
+                report.ratio(f"{number} ranks over {number} processes alone", ratios(rates[number], alone[number]))
 
 
 def on_a_rank(arguments: argparse.Namespace) -> tuple[float, Crossing, Crossing]:
     """Median seconds of a step on one rank, what crosses in one, and what the formula says."""
-    rank, ranks = dist.get_rank(), dist.get_world_size()
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     settings = Pretrain(
         encoder=arguments.encoder, batch_size=ranks * arguments.batch_size, epochs=100, precision="fp32",
         optim=Optim(lr=0.01),
@@ -86,7 +95,8 @@ def on_a_rank(arguments: argparse.Namespace) -> tuple[float, Crossing, Crossing]
     views = torch.randn(2, arguments.batch_size, 3, arguments.size, arguments.size)
     taken = []
     for _ in range(_WARM + arguments.steps):
-        dist.barrier()
+        if dist.is_initialized():
+            dist.barrier()
         began = time.perf_counter()
         train_step(state, [(views,)])
         taken.append(time.perf_counter() - began)
@@ -98,6 +108,12 @@ def on_a_rank(arguments: argparse.Namespace) -> tuple[float, Crossing, Crossing]
         buckets = state.model._get_ddp_logging_data()["rebuilt_bucket_sizes"]
         expected = formula(method, len(buckets.split(",")))
     return median(taken[_WARM:]), Crossing(operations.collectives, operations.bytes), expected
+
+
+def seconds_alone(number: int, arguments: argparse.Namespace) -> float:
+    """Median seconds of a step, the mean of so many processes that share nothing but the machine."""
+    with multiprocessing.get_context("fork").Pool(number, torch.set_num_threads, (1,)) as processes:
+        return mean(seconds for seconds, *_ in processes.map(on_a_rank, [arguments] * number, chunksize=1))
 
 
 def formula(method: SimSiam, buckets: int) -> Crossing:
