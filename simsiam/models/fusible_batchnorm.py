@@ -38,7 +38,9 @@ class Normalise(torch.autograd.Function):
         invstd = (var + eps).rsqrt()
         scale = invstd if weight is None else invstd * weight
         shift = -mean * scale if bias is None else bias - mean * scale
-        y = (parts * _spread(scale, parts) + _spread(shift, parts)).to(x.dtype)
+        y = parts * _spread(scale, parts) + _spread(shift, parts)
+        if y.dtype != x.dtype:  # torch 2.11 compiles an output that `to` leaves as it is to one without gradient
+            y = y.to(x.dtype)
         ctx.save_for_backward(x, weight, mean, invstd)
         ctx.count, ctx.ranks = count, ranks
         counted = mean.new_full((), count)

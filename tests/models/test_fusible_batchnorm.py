@@ -42,6 +42,21 @@ def test_a_compiled_step_is_the_eager_one_without_a_break_in_a_graph(ranks: int)
             torch.testing.assert_close(b, a, atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_it_has_its_gradient_in_any_type(dtype: torch.dtype) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    inputs = torch.randn(16, 6, 5, 5).to(dtype), torch.rand(6) + 0.5, torch.randn(6)
+    weighting, answers = torch.randn(16, 6, 5, 5).to(dtype), []
+    for function in (normalise, torch.compile(normalise, backend="aot_eager", fullgraph=True)):
+        given = [value.clone().requires_grad_() for value in inputs]
+        y = function(*given, 2, 1e-5)[0]
+        y.backward(weighting)
+        answers.append([y.detach(), *(value.grad for value in given)])
+    torch.testing.assert_close(answers[1], answers[0])
+    assert all(gradient.abs().max() > 0 for gradient in answers[1][1:])
+
+
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_it_is_the_other_one(affine: bool, dtype: torch.dtype) -> None:
