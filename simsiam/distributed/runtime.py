@@ -129,8 +129,8 @@ def _in_a_sentence(error: BaseException, rank: int, world: int, device: torch.de
     reason = " ".join(str(error).split())
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason:
         return OutOfMemory(
-            f"rank {rank} has no memory left on {device} ({reason.partition(' See ')[0][:300]}); lower --batch-size, "
-            "or keep it and give --accumulate 2, --recompute or --precision bf16"
+            f"rank {rank} has no memory left on {device} ({reason.partition(' See ')[0][:300]}); lower --batch-size; "
+            "in training --accumulate 2 and --precision bf16 take less too, and in pretrain.py --recompute"
         )
     if world > 1 and _is_of_the_network(error):
         return PeersLost(
