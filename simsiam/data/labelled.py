@@ -7,10 +7,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from simsiam.data.image_set import BadImage, ImageSet
-from simsiam.data.loader_workers import as_is, stay_with_rank
+from simsiam.data.loader_workers import in_workers
 from simsiam.settings.tree import Views
 
 
@@ -34,16 +34,7 @@ def centre_batches(
 ) -> Iterator[Centred]:
     """Centre crops of `samples`, in order, at most `batch` at a time; images that cannot be read are left out."""
     chunks = [samples[i : i + batch] for i in range(0, len(samples), batch)]
-    return iter(
-        DataLoader(
-            _Centre(images, views),
-            sampler=chunks,
-            batch_size=None,
-            collate_fn=as_is,
-            num_workers=min(workers, len(chunks)),
-            worker_init_fn=stay_with_rank,
-        )
-    )
+    return iter(in_workers(_Centre(images, views), chunks, min(workers, len(chunks))))
 
 
 class _Centre(Dataset):

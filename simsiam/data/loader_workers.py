@@ -4,8 +4,30 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterable
+
+from torch.utils.data import DataLoader, Dataset
 
 from simsiam.distributed.processes import end_with_parent
+
+
+def in_workers(
+    dataset: Dataset, keys: Iterable, workers: int, *, ahead: int = 2, pin_memory: bool = False
+) -> DataLoader:
+    """`dataset[key]` of each key, in order, each made in a worker process, or in this one where there are none.
+
+    `ahead`: items that a worker makes before they are asked for.
+    """
+    return DataLoader(
+        dataset,
+        sampler=keys,
+        batch_size=None,
+        collate_fn=as_is,
+        num_workers=workers,
+        worker_init_fn=stay_with_rank,
+        prefetch_factor=ahead if workers else None,
+        pin_memory=pin_memory,
+    )
 
 
 def as_is(item: object) -> object:

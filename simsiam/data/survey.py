@@ -5,14 +5,14 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from simsiam.data.decode import decode, image_size
 from simsiam.data.encoded import EncodedImages
 from simsiam.data.image_set import BadImage
 from simsiam.data.index import Index
-from simsiam.data.loader_workers import as_is
+from simsiam.data.loader_workers import in_workers
 
 _CHUNK = 64
 
@@ -34,13 +34,7 @@ def survey(
     checksums = np.zeros(total, np.uint32) if index.checksums is None else index.checksums.copy()
     bad: dict[int, str] = {}
     chunks = [samples[start : start + _CHUNK] for start in range(0, len(samples), _CHUNK)]
-    reports = DataLoader(
-        _Reading(images, decoding),
-        sampler=chunks,
-        batch_size=None,
-        collate_fn=as_is,
-        num_workers=min(workers, len(chunks)),
-    )
+    reports = in_workers(_Reading(images, decoding), chunks, min(workers, len(chunks)))
     with tqdm(total=len(samples), desc="reading", unit=" files", disable=None if show_progress else True) as bar:
         for facts in reports:
             rows = facts.samples

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import hflip
 
 from simsiam.data.counter import bits, uniform
 from simsiam.data.image_set import BadImage
-from simsiam.data.loader_workers import as_is, stay_with_rank
+from simsiam.data.loader_workers import in_workers
 from simsiam.data.plan import Plan, micro_batch
 from simsiam.data.stand_ins import read_or_next
 from simsiam.detection.annotations import DetectionSet
@@ -49,16 +49,9 @@ class TrainingBatches:
 
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
         """For each step from `start` to before `stop`, its micro-batches, on the device."""
-        tasks = DataLoader(
-            self._tasks,
-            sampler=range(start * self._accumulate, stop * self._accumulate),
-            batch_size=None,
-            collate_fn=as_is,
-            num_workers=self._workers,
-            worker_init_fn=stay_with_rank,
-            prefetch_factor=2 if self._workers else None,
-            pin_memory=self._device.type == "cuda",
-        )
+        numbers = range(start * self._accumulate, stop * self._accumulate)
+        pin = self._device.type == "cuda"
+        tasks = in_workers(self._tasks, numbers, self._workers, pin_memory=pin)
         step: list[Batch] = []
         for packed in tasks:
             step.append(packed.on(self._device))
@@ -86,17 +79,7 @@ class ToTest(NamedTuple):
 
 def images_to_test(images: DetectionSet, numbers: range, workers: int) -> Iterator[ToTest]:
     """Some images of a set, in order."""
-    return iter(
-        DataLoader(
-            _Images(images),
-            sampler=numbers,
-            batch_size=None,
-            collate_fn=as_is,
-            num_workers=workers,
-            worker_init_fn=stay_with_rank,
-            prefetch_factor=4 if workers else None,
-        )
-    )
+    return iter(in_workers(_Images(images), numbers, workers, ahead=4))
 
 
 class _Packed(NamedTuple):

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from simsiam.data.crops import Crops
 from simsiam.data.image_set import ImageSet
-from simsiam.data.loader_workers import as_is, stay_with_rank
+from simsiam.data.loader_workers import in_workers
 from simsiam.data.plan import Plan, micro_batch
 from simsiam.data.stand_ins import read_or_next
 from simsiam.data.views import boxes_of_views
@@ -28,16 +28,9 @@ class TorchvisionLoader:
     def steps(self, start: int, stop: int) -> Iterator[list[Crops]]:
         """Micro-batches of each step, in pinned memory where the device is a GPU."""
         # One pass over all steps that are left: no worker ever waits at the end of an epoch.
-        tasks = DataLoader(
-            self._tasks,
-            sampler=range(start * self._accumulate, stop * self._accumulate),
-            batch_size=None,
-            collate_fn=as_is,
-            num_workers=self._workers,
-            worker_init_fn=stay_with_rank,
-            prefetch_factor=2 if self._workers else None,
-            pin_memory=self._device.type == "cuda",
-        )
+        numbers = range(start * self._accumulate, stop * self._accumulate)
+        pin = self._device.type == "cuda"
+        tasks = in_workers(self._tasks, numbers, self._workers, pin_memory=pin)
         step: list[Crops] = []
         for crops in tasks:
             step.append(crops._replace(images=self._moved(crops.images), small=self._moved(crops.small)))
