@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test coverage faults lint docs bench clean
+.PHONY: quickstart test walk coverage faults lint docs bench clean
 
 quickstart: $(READY)
 	$(BIN)/python -m simsiam quickstart
@@ -13,7 +13,11 @@ quickstart: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The same with the lines counted that it runs, also in what it starts and kills; below 90% of simsiam/ it fails.
+# The README's commands in its order, each made small, in build/walk.
+walk: $(READY)
+	$(BIN)/python benchmarks/walk.py
+
+# The suite with the lines counted that it runs, also in what it starts and kills; below 90% of simsiam/ it fails.
 coverage: $(READY)
 	$(BIN)/python -m coverage erase
 	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile

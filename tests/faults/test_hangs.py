@@ -1,5 +1,6 @@
 """Ranks that stand still with all that they hold: found in time, named, their stacks written; then as after a kill."""
 
+import re
 import signal
 from pathlib import Path
 
@@ -18,7 +19,8 @@ def test_a_rank_that_stands_still_is_named_and_ended(undisturbed: str, tmp_path:
     assert codes == [EXIT_CODE, -signal.SIGKILL]
     (told,) = sentences(out, "error: ")
     assert told.startswith("error: the run hangs: nothing is heard for ")
-    assert " of rank 1 (training after step " in told
+    # What it said last: on a fast machine it gets to its seventh step before it has said that it trains.
+    assert re.search(r" of rank 1 \((starting|training) after step \d", told)
     assert str(out / "stacks") in told
     assert "in forward" in (out / "stacks/rank_00000.txt").read_text()
     check_goes_on(out, undisturbed)
