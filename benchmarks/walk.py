@@ -2,8 +2,8 @@
 
     python benchmarks/walk.py [--folder build/walk] [--only WORD] [--append]
 
-What the README calls IMAGENET, PHOTOGRAPHS, VOC, ENCODER and so on is a folder of that name with made-up images, or what
-an earlier command left; eight GPUs are two ranks. The last column has what makes a command small.
+What the README calls IMAGENET, PHOTOGRAPHS, VOC, ENCODER and so on is a folder of that name with made-up images, or
+what an earlier command left; eight GPUs are two ranks. The last column has what makes a command small.
 """
 
 import os
@@ -71,7 +71,8 @@ def main() -> None:
                 failed.append(f"{shlex.join(smaller(line))}\n{said[-3000:]}")
         report.table(("command", "exit code", "seconds", "with"), rows)
         report.say(f"{len(rows)} commands in {total:.0f} s; {len(failed)} failed.")
-    sys.exit("\n\n".join(failed))
+    if failed:
+        sys.exit("\n\n".join(failed))
 
 
 def commands() -> list[str]:
