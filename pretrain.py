@@ -60,7 +60,7 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     # Network: before the data, so that a mistake in its name costs no decoding.
     torch.manual_seed(settings.seed)
     method = build_method(settings.method, settings.encoder)
-    compute_as_asked(method, settings)
+    compute_as_asked(method, settings, runtime)
     check_view_recipes(settings, method.num_views, method.takes_small_views)
 
     # Data: sample ids -> uint8 crops -> views, by the recipe of each view in the epoch at hand.

@@ -4,9 +4,9 @@ what the machine's memory allows.
     python benchmarks/step.py [--encoder resnet50] [--size 224] [--batch-size 16] [--data PHOTOGRAPHS] [--loader auto]
     python benchmarks/step.py --against fp32+nchw,nchw,compile      other ways to run it, by turns with the first
 
-Ways are words joined by +: fp32, bf16, fp16; nchw, channels_last; compile, eager. What is not said is as the options
-say. The bound is that of bound.py, from the rates of a copy and of a matrix product measured here; MFU is by the same
-product. Without --data pictures are made up.
+Ways are words joined by +: fp32, bf16, fp16; nchw, channels_last; compile, graphs (compiled, and replayed as CUDA
+graphs), eager. What is not said is as the options say. The bound is that of bound.py, from the rates of a copy and of a
+matrix product measured here; MFU is by the same product. Without --data pictures are made up.
 """
 
 import argparse
@@ -59,10 +59,11 @@ class Way(NamedTuple):
     precision: str
     nchw: bool
     compiled: bool
+    graphs: bool = False
 
     def __str__(self) -> str:
         words = [self.precision, "nchw" if self.nchw else "channels_last"]
-        return " ".join(words + ["compiled"] * self.compiled)
+        return " ".join(words + ["compiled"] * self.compiled + ["graphs"] * self.graphs)
 
     def said(self, words: str) -> "Way":
         """This way, but for what the words say."""
@@ -73,8 +74,8 @@ class Way(NamedTuple):
                     way = way._replace(precision=word)
                 case "nchw" | "channels_last":
                     way = way._replace(nchw=word == "nchw")
-                case "compile" | "eager":
-                    way = way._replace(compiled=word == "compile")
+                case "compile" | "graphs" | "eager":
+                    way = way._replace(compiled=word != "eager", graphs=word == "graphs")
                 case _:
                     sys.exit(f"--against: {word!r} is no way to run a step; see --help")
         return way
@@ -192,7 +193,7 @@ def build(way: Way, arguments: argparse.Namespace, runtime: Runtime) -> TrainSta
     torch.manual_seed(0)
     method = SimSiam(settings.encoder)
     if way.compiled:
-        compile_parts(method)
+        compile_parts(method, graphs=way.graphs)
     state = build_state(method, settings, derive(settings, runtime.world_size, 100 * settings.batch_size), runtime)
     if way.nchw:
         method.to(memory_format=torch.contiguous_format)

@@ -120,7 +120,7 @@ def plan(
     yield "plan", f"{what}; batch {settings.batch_size} = {gpus} GPUs x {pieces} x {each}; measured on {name}"
 
     method = build_method(settings.method, settings.encoder)
-    compute_as_asked(method, settings)
+    compute_as_asked(method, settings, runtime)
     method.prepare(number, each)
     measured = measure(method, settings, each, runtime, steps)
     norms = sum(isinstance(module, ViewBatchNorm) for module in method.modules())

@@ -255,6 +255,9 @@ class Pretrain(Run):
     0. Entries hold in turn, each from where the one before it ends; `branches` in an entry are its own."""
     compile: bool = False
     """Compile residual blocks and heads by torch.compile, which takes minutes at the start; off for evaluations."""
+    cuda_graphs: bool = False
+    """With `compile` on one GPU: record a block's kernels and replay them, for batches so small that the GPU waits for
+    launches."""
     recompute: bool = False
     """Keep only what enters each residual block, and compute the rest again in the backward pass: a larger batch fits,
     and a step makes its forward pass twice."""

@@ -2,20 +2,26 @@
 
 from torch import nn
 
+from simsiam.distributed.runtime import Runtime
 from simsiam.errors import UserError
 from simsiam.settings.tree import Pretrain
 from simsiam.training.compiling import compile_parts
 from simsiam.training.recompute import recompute_blocks
 
 
-def compute_as_asked(method: nn.Module, settings: Pretrain) -> None:
-    """Does what `--compile` or `--recompute` asks for, to a network that is not copied any more.
+def compute_as_asked(method: nn.Module, settings: Pretrain, runtime: Runtime) -> None:
+    """Does what `--compile`, `--cuda_graphs` or `--recompute` asks for, to a network that is not copied any more.
 
-    Raises UserError where both are asked for, and where the encoder cannot be recomputed.
+    Raises UserError where they cannot be had together or here, and where the encoder cannot be recomputed.
     """
     if settings.compile and settings.recompute:
         raise UserError("--compile and --recompute cannot be had together: leave one out")
+    if settings.cuda_graphs and not settings.compile:
+        raise UserError("--cuda_graphs records what --compile makes: give both")
+    if settings.cuda_graphs and (runtime.device.type != "cuda" or runtime.world_size > 1):
+        where = f"{runtime.world_size} rank(s) on {runtime.device.type}"
+        raise UserError(f"--cuda_graphs is for one GPU and this run is {where}: leave it out")
     if settings.compile:
-        compile_parts(method)
+        compile_parts(method, graphs=settings.cuda_graphs)
     if settings.recompute:
         recompute_blocks(method)

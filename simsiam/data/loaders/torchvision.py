@@ -12,6 +12,7 @@ from simsiam.data.crops import Crops
 from simsiam.data.image_set import ImageSet
 from simsiam.data.loader_workers import in_workers
 from simsiam.data.plan import Plan, micro_batch
+from simsiam.data.side_copies import SideCopies
 from simsiam.data.stand_ins import read_or_next
 from simsiam.data.views import boxes_of_views
 from simsiam.settings.tree import Run, Views
@@ -24,6 +25,7 @@ class TorchvisionLoader:
     def __init__(self, images: ImageSet, plan: Plan, settings: Run, num_views: int, device: torch.device) -> None:
         self._tasks = _CropTasks(images, plan, settings, num_views)
         self._accumulate, self._workers, self._device = settings.accumulate, settings.workers, torch.device(device)
+        self._to_device = SideCopies(self._device)
 
     def steps(self, start: int, stop: int) -> Iterator[list[Crops]]:
         """Micro-batches of each step, in pinned memory where the device is a GPU."""
@@ -33,13 +35,11 @@ class TorchvisionLoader:
         tasks = in_workers(self._tasks, numbers, self._workers, pin_memory=pin)
         step: list[Crops] = []
         for crops in tasks:
-            step.append(crops._replace(images=self._moved(crops.images), small=self._moved(crops.small)))
+            small = None if crops.small is None else self._to_device(crops.small)
+            step.append(crops._replace(images=self._to_device(crops.images), small=small))
             if len(step) == self._accumulate:
                 yield step
                 step = []
-
-    def _moved(self, crops: Tensor | None) -> Tensor | None:
-        return None if crops is None else crops.to(self._device, non_blocking=True)
 
 
 class _CropTasks(Dataset):
