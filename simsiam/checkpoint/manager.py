@@ -18,7 +18,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from simsiam.atomic import write_atomically
-from simsiam.checkpoint.manifest import NAME, damage, file_facts, write_manifest
+from simsiam.checkpoint.manifest import NAME, damage, synced_facts, write_manifest
 from simsiam.checkpoint.reader import CheckedReader
 from simsiam.checkpoint.remote import Remote
 from simsiam.checkpoint.staging import Staging, checksums, differing
@@ -216,29 +216,30 @@ class Checkpoints:
                     f"at step {step} the ranks hold different states, first in {apart}; nothing saved"
                 )
             self._on_main(lambda: self._make_room(temporary, final.name))
-            # One thread: with more, a failed write inside a thread can go unreported (pytorch#191391).
-            writer = dcp.FileSystemWriter(temporary, thread_count=1, sync_files=True)
+            # One thread: with more, a failed write inside a thread can go unreported (pytorch#191391). Synchronised by
+            # us, since hashing costs nothing while the disk writes.
+            writer = dcp.FileSystemWriter(temporary, thread_count=1, sync_files=False)
+            facts = {}
             try:
                 dcp.save(copy, no_dist=ranks == 1, storage_writer=writer, process_group=self._group)
+                for told in self._gather(self._facts(temporary, final.name)):
+                    if isinstance(told, str):
+                        raise OSError(told)
+                    facts |= told
             except BaseException:
                 self._on_main(lambda: shutil.rmtree(temporary, ignore_errors=True))  # room for the next one
                 raise
-            facts = {}
-            for told in self._gather(self._hashes(temporary, final.name)):
-                if isinstance(told, str):
-                    raise OSError(told)
-                facts |= told
             self._on_main(lambda: self._publish(temporary, final, kept, step, facts))
             if self._remote is not None and self.runtime.local_rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)  # of a node that does not share the folder with rank 0's
         self.seconds = time.monotonic() - began
 
-    def _hashes(self, temporary: Path, name: str) -> dict[str, Any] | str:
-        """Facts of the files that this rank wrote, after they are at the URL too; or what went wrong."""
+    def _facts(self, temporary: Path, name: str) -> dict[str, Any] | str:
+        """Facts of the files that this rank wrote, after they are on the disk and at the URL; or what went wrong."""
         mine = f"__{self.runtime.rank}_"
         try:
             facts = {
-                path.name: file_facts(path)
+                path.name: synced_facts(path)
                 for path in sorted(temporary.iterdir())
                 if path.name.startswith(mine) or (self.runtime.is_main and path.name == ".metadata")
             }

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import stat
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,15 @@ def file_facts(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"bytes": file.tell(), "sha256": digest}
+
+
+def synced_facts(path: Path) -> dict[str, Any]:
+    """`file_facts` of a file just written, which is on the disk then: hashed while the disk writes it."""
+    with path.open("r+b") as file, ThreadPoolExecutor(1) as beside:
+        synced = beside.submit(os.fsync, file.fileno())
+        facts = file_facts(path)
+        synced.result()
+    return facts
 
 
 def write_manifest(folder: Path, step: int, world_size: int, files: Mapping[str, Mapping[str, Any]]) -> None:

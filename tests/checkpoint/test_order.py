@@ -41,8 +41,8 @@ def done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 def test_data_then_name_then_manifest_then_latest_then_the_old_ones(done: list[str], tmp_path: Path) -> None:
     order = [
-        "sync __0_0.distcp",
         "sync .metadata",
+        "sync __0_0.distcp",
         "sync step_00000004",
         "name step_00000004",
         f"sync {tmp_path.name}",

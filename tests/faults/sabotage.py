@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 
 from simsiam.checkpoint import manager, manifest
 from simsiam.checkpoint.manager import Checkpoints
@@ -33,8 +32,7 @@ Break = Callable[..., None]
 
 
 def files_not_synced(put: Break) -> None:
-    plain = dcp.FileSystemWriter
-    put(dcp, "FileSystemWriter", lambda *given, **named: plain(*given, **{**named, "sync_files": False}))
+    put(manager, "synced_facts", manifest.file_facts)
 
 
 def folder_not_synced(put: Break) -> None:
@@ -88,6 +86,7 @@ def hashes_not_compared(put: Break) -> None:
 
     plain = manifest.file_facts
     put(manifest, "file_facts", lambda path: {**plain(path), "sha256": Whatever()})
+    put(manager, "synced_facts", plain)  # a save writes down the real ones
 
 
 def newest_by_name(put: Break) -> None:
