@@ -44,6 +44,7 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     from simsiam.distributed.collectives import mean_over_ranks
     from simsiam.evaluation.ledger import list_hash
     from simsiam.evaluation.monitor import KnnMonitor
+    from simsiam.evaluation.pretrained import initial_encoder
     from simsiam.export.write import write_encoder
     from simsiam.methods.registry import build_method
     from simsiam.run.journal import Journal
@@ -55,11 +56,12 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     from simsiam.training.computing import compute_as_asked
     from simsiam.training.health import examine
     from simsiam.training.keeper import Keeper
+    from simsiam.training.profiling import profiled
     from simsiam.training.step import train_step
 
     # Network: before the data, so that a mistake in its name costs no decoding.
     torch.manual_seed(settings.seed)
-    method = build_method(settings.method, settings.encoder)
+    method = build_method(settings.method, initial_encoder(settings))
     compute_as_asked(method, settings, runtime)
     check_view_recipes(settings, method.num_views, method.takes_small_views)
 
@@ -105,7 +107,8 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
         clock.restart()
 
     with Keeper(settings, numbers, runtime, state, checkpoints, journal, clock) as keeper:
-        for micro_batches in clock.timed(loader.steps(state.step, numbers.stop_step)):
+        steps = profiled(loader.steps(state.step, numbers.stop_step), settings.profile, folder.path, runtime)
+        for micro_batches in clock.timed(steps):
             inputs = journal.first_views(map(augment.inputs, micro_batches), settings.views)
             ids = (torch.from_numpy(c.samples).to(runtime.device, non_blocking=True) for c in micro_batches)
             result = train_step(

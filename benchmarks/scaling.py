@@ -1,6 +1,6 @@
 """Training on 1, 2 and 4 ranks with a thread each: pairs/s, and what crosses the ranks, against a formula.
 
-    python benchmarks/scaling.py [--ranks 1,2,4] [--encoder resnet18] [--size 64] [--batch-size 16] [--rounds 3]
+    python benchmarks/scaling.py [--ranks 1,2,4] [--encoder resnet50] [--size 224] [--batch-size 8] [--rounds 3]
 
 gloo on one machine, as many images a rank whatever their number; by turns. More ranks than cores say nothing but that
 it works. A step has two collectives for each batch-norm and one for each bucket of gradients. Bytes are those that a
@@ -47,10 +47,10 @@ class Crossing(NamedTuple):
 def main() -> None:
     options = parser(__doc__, rounds=3)
     options.add_argument("--ranks", default="1,2,4", help="numbers of ranks, the first to compare with")
-    options.add_argument("--encoder", default="resnet18")
-    options.add_argument("--size", type=int, default=64, help="side of a view, pixels")
-    options.add_argument("--batch-size", type=int, default=16, help="images of a rank")
-    options.add_argument("--steps", type=int, default=5)
+    options.add_argument("--encoder", default="resnet50")
+    options.add_argument("--size", type=int, default=224, help="side of a view, pixels")
+    options.add_argument("--batch-size", type=int, default=8, help="images of a rank")
+    options.add_argument("--steps", type=int, default=2)
     arguments = options.parse_args()
     numbers = [int(number) for number in arguments.ranks.split(",")]
     rates: dict[int, list[float]] = {number: [] for number in numbers}

@@ -16,16 +16,19 @@ ROOT = Path(__file__).parents[1]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Tests see no GPU unless `-m gpu` asks for those that need one: ranks outnumber a machine's GPUs in many."""
-    if "gpu" not in (config.option.markexpr or ""):
+    on_gpu = "gpu" in (config.option.markexpr or "")
+    if not on_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # A shell has what it starts with `&` ignore Ctrl-C, and so would all that the tests start and interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    worker = os.environ.get("PYTEST_XDIST_WORKER")
-    if worker and hasattr(os, "sched_setaffinity"):
-        # A core for each worker and what it starts: threads that outnumber cores wait for each other at every barrier.
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    alone = not worker and not getattr(config.option, "numprocesses", None) and not on_gpu
+    if hasattr(os, "sched_setaffinity") and (worker or alone):
+        # A core for each worker and what it starts: threads that outnumber cores wait for each other at every barrier,
+        # and a process that has computed on several threads cannot be forked: its copy waits for those it lacks.
         cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw") or 0) % len(cores)]})
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

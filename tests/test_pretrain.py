@@ -1,5 +1,6 @@
 """pretrain.py and lincls.py as a user meets them: what a run leaves behind, and how mistakes end."""
 
+import gzip
 import io
 import json
 import re
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from simsiam import load_encoder
 from simsiam.export.write import encoder_hash
+from tests.faults.harness import state_at
 
 TINY = (
     "--recipe", "quickstart", "--data", "digits", "--batch-size", 64, "--views.size", 8, "--views.resize", 8,
@@ -113,6 +115,29 @@ def test_its_own_config_file_repeats_a_run(call, tmp_path: Path) -> None:
     assert call("pretrain.py", "-c", first / "config.yaml", "--out", tmp_path / "third", "--seed", 5) == 0
     third = load_file(tmp_path / "third/encoder.safetensors")
     assert not torch.equal(a["conv1.weight"], third["conv1.weight"])
+
+
+def test_it_begins_with_the_encoder_it_is_given(call, capsys, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert call("pretrain.py", *TINY, "--max-steps", 3, "--out", first) == 0
+    frozen = ("--method", "byol", "--optim.lr", 0, "--max-steps", 1, "--seed", 5)
+    assert call("pretrain.py", *TINY, *frozen, "--init", first, "--out", second) == 0
+    a, b = (load_file(run / "encoder.safetensors") for run in (first, second))
+    assert all(torch.equal(a[key], b[key]) for key in a if "running" not in key and "num_batches" not in key)
+    target = state_at(second / "checkpoints/step_00000001")
+    assert torch.equal(target["model.target.encoder.conv1.weight"], a["conv1.weight"])
+    capsys.readouterr()
+    assert call("pretrain.py", *TINY, "--init", first, "--encoder", "resnet32", "--out", tmp_path / "third") == 2
+    assert "give --encoder resnet8" in capsys.readouterr().err
+
+
+def test_steps_are_profiled_where_that_is_asked_for(call, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert call("pretrain.py", *TINY, "--max-steps", 8, "--knn-every", 0, "--profile", 2, "--out", run) == 0
+    with gzip.open(run / "profile/rank_00000.json.gz", "rt") as file:
+        names = [event.get("name") for event in json.load(file)["traceEvents"]]
+    assert names.count("Optimizer.step#SGD.step") == 2
+    assert "aten::convolution_backward" in (run / "profile/rank_00000.txt").read_text()
 
 
 def test_debug_tries_every_stage_in_a_folder_of_its_own(call, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

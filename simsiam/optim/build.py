@@ -1,4 +1,4 @@
-"""Named parameter groups -> SGD, LARS or Adam, with every group's schedule."""
+"""Named parameter groups -> SGD, LARS, Adam or AdamW, with every group's schedule."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,7 +26,7 @@ def build_optimizer(
     """
     moving = Schedule(
         peak_lr, epochs, steps_per_epoch, optim.schedule, optim.per == "epoch", optim.warmup_epochs, optim.milestones,
-        optim.decay,
+        optim.decay, optim.final_lr / optim.lr if optim.lr else 0.0,
     )  # fmt: skip
     constant = Schedule(peak_lr, epochs, steps_per_epoch, "constant")
     param_groups, schedules = [], []
@@ -39,8 +39,9 @@ def build_optimizer(
                 group["always_adapt"] = not plain
             param_groups.append(group)
             schedules.append(schedule)
-    if optim.name == "adam":
-        optimizer = torch.optim.Adam(param_groups, lr=peak_lr, betas=(optim.momentum, 0.999), fused=True)
+    if optim.name in ("adam", "adamw"):
+        kind = torch.optim.Adam if optim.name == "adam" else torch.optim.AdamW
+        optimizer = kind(param_groups, lr=peak_lr, betas=(optim.momentum, 0.999), fused=True)
         begin_moments(optimizer)
         return optimizer, schedules
     common = {"lr": peak_lr, "momentum": optim.momentum}

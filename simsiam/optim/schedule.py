@@ -20,7 +20,7 @@ class Schedule:
 
     Attributes:
         peak: the rate at the top, as the optimiser sees it.
-        shape: `cosine` to 0, `steps` (x `decay` at each of `milestones`, in epochs), or `constant`.
+        shape: `cosine` to `floor` x peak, `steps` (x `decay` at each of `milestones`, in epochs), or `constant`.
         per_epoch: hold the cosine still within an epoch, as the official code does.
         warmup_epochs: linear rise from peak / steps to peak, moved every step.
     """
@@ -33,9 +33,10 @@ class Schedule:
     warmup_epochs: float = 0.0
     milestones: tuple[float, ...] = ()
     decay: float = 0.1
+    floor: float = 0.0
 
     def at(self, step: int) -> float:
-        """Rate of step `step`, counted from 0. Cosine: peak/2 (1 + cos(pi e/E)), e in epochs (SimSiam, section 3)."""
+        """Rate of step `step`, counted from 0. Cosine to 0: peak/2 (1 + cos(pi e/E)), e in epochs (SimSiam, 3)."""
         warmup_steps = self.warmup_epochs * self.steps_per_epoch
         if step < warmup_steps:
             return self.peak * min(1.0, (step + 1) / warmup_steps)
@@ -47,4 +48,5 @@ class Schedule:
         if self.per_epoch:
             epoch = math.floor(epoch)
         progress = max(0.0, epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
-        return self.peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        share = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return self.peak * (self.floor + (1 - self.floor) * share)

@@ -19,7 +19,7 @@ FREE = frozenset((
     "out", "data", "download", "pretrained",
     # How it is computed. Order and views come from (seed, epoch, sample) in every loader; what is left is rounding,
     # which the facts below speak of. `precision` is not here: another choice of it is meant to change arithmetic.
-    "workers", "loader", "dali", "device", "compile", "recompute",
+    "workers", "loader", "dali", "device", "compile", "cuda_graphs", "recompute",
     # When it begins, stops and is saved: the schedule is one of epochs or iterations, and max_steps cuts it off.
     "resume", "max_steps", "max_wall_time", "hang_timeout", "checkpoint",
     # What is checked before it begins. The number of ranks is a fact below.
@@ -27,6 +27,7 @@ FREE = frozenset((
     # What is seen of it. None of these moves a weight; batch norm is put back after a look. Health may end a run, not
     # bend it. A trial of several is a run in a folder of its own.
     "log_every", "hide_progress", "knn_every", "knn", "health", "val_every", "test_every", "visualize", "trials",
+    "profile",
     # Other runs: `debug` has a folder of its own and never goes on, `evaluate_only` trains nothing.
     "debug", "evaluate_only",
 ))  # fmt: skip

@@ -58,22 +58,25 @@ class SmallViews:
 class Optim:
     """The optimiser and its rate over time."""
 
-    name: Literal["sgd", "lars", "adam"] = "sgd"
-    """sgd; timm's LARS with adaptation always on (from batch 1024 up, and for linear classification); adam."""
+    name: Literal["sgd", "lars", "adam", "adamw"] = "sgd"
+    """sgd; timm's LARS with adaptation always on (from batch 1024 up, and for linear classification); adam; adamw."""
     lr: float = 0.05
     """Base learning rate, for 256 images a step; the optimiser gets lr x batch_size / 256."""
     head_lr: float = 0.0
     """semisup.py: base rate of the classifier, where the encoder has `lr`; 0 takes `lr` for both."""
     momentum: float = 0.9
-    """Momentum of SGD and LARS, without dampening or Nesterov; the first beta of Adam, whose second is 0.999."""
+    """Momentum of SGD and LARS, without dampening or Nesterov; the first beta of Adam(W), whose second is 0.999."""
     weight_decay: float = 1e-4
-    """Weight decay, added to the gradient; the paper decays every parameter, batch-norm and bias included."""
+    """Weight decay, added to the gradient (by adamw to the step); the paper decays every parameter, batch-norm and bias
+    included."""
     exclude_1d: bool = False
     """Leave biases and batch-norm parameters out of weight decay and of LARS adaptation."""
     trust_coefficient: float = 0.001
     """LARS: the rate of a tensor is lr x this x |w| / |g|."""
     schedule: Literal["cosine", "steps", "constant"] = "cosine"
-    """cosine to 0 over `epochs`; steps multiplies by `decay` at `milestones`; constant."""
+    """cosine to `final_lr` over `epochs`; steps multiplies by `decay` at `milestones`; constant."""
+    final_lr: float = 0.0
+    """Base rate that the cosine ends at; groups with a rate of their own end at the same share of it."""
     per: Literal["epoch", "step"] = "epoch"
     """How often the cosine moves; the official code moves it once an epoch."""
     warmup_epochs: float = 0.0
@@ -244,6 +247,8 @@ class Pretrain(Run):
 
     encoder: str = "resnet50"
     """A torchvision ResNet, cifar_resnet18, cifar_resnet34, cifar_resnet50, resnet8, 20, 32, 56, 110, or timm:NAME."""
+    init: str = ""
+    """What the encoder begins with: run folder, encoder file or checkpoint of others; random weights by default."""
     method: dict[str, Any] = field(default_factory=lambda: {"name": "simsiam"})
     """name of the method, and its own options as method.OPTION."""
     branches: list[dict[str, Any]] = field(default_factory=list)
@@ -261,6 +266,8 @@ class Pretrain(Run):
     recompute: bool = False
     """Keep only what enters each residual block, and compute the rest again in the backward pass: a larger batch fits,
     and a step makes its forward pass twice."""
+    profile: int = 0
+    """Steps, soon after the start, that torch.profiler traces into `profile/` of the run folder; 0 is none."""
     knn_every: int = 1
     """Epochs between runs of the kNN monitor; 0 is never."""
     knn: Knn = field(default_factory=Knn)

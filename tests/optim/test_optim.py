@@ -35,6 +35,23 @@ def test_steps_and_per_step_cosine() -> None:
     assert Schedule(1.0, 2, 10, per_epoch=False).at(5) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
 
 
+def test_a_cosine_may_end_above_zero() -> None:
+    groups = {"encoder": [nn.Parameter(torch.ones(2, 2))], "head": [nn.Parameter(torch.ones(2))]}
+    optim = Optim(lr=0.5, final_lr=0.1, per="step")
+    _, (encoder, head) = build_optimizer(groups, optim, 1.0, 10, 10, {"head": 3.0})
+    share = 0.5 * (1 + math.cos(math.pi * 0.25))
+    assert [encoder.at(step) for step in (0, 25, 100)] == pytest.approx([1.0, 0.2 + 0.8 * share, 0.2])
+    assert head.at(100) == pytest.approx(0.6)
+
+
+def test_adamw_takes_weights_down_by_themselves() -> None:
+    weight = nn.Parameter(torch.full((2, 2), 3.0))
+    optimizer, _ = build_optimizer({"encoder": [weight]}, Optim(name="adamw", weight_decay=0.1), 0.5, 1, 1)
+    weight.grad = torch.zeros(2, 2)
+    optimizer.step()
+    torch.testing.assert_close(weight.data, torch.full((2, 2), 3.0 * (1 - 0.5 * 0.1)))
+
+
 def larc_by_hand(w: Tensor, buffer: Tensor, g: Tensor, lr: float, decay: float) -> tuple[Tensor, Tensor]:
     """apex LARC, clip False, trust 0.001, around SGD with momentum 0.9."""
     if w.norm() and g.norm():
