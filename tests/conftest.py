@@ -19,9 +19,10 @@ def pytest_configure(config: pytest.Config) -> None:
     on_gpu = "gpu" in (config.option.markexpr or "")
     if not on_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    # A shell has what it starts with `&` ignore Ctrl-C, and so would all that the tests start and interrupt.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A shell has what it starts with `&` ignore Ctrl-C, and nohup the terminal's end; so would all that tests start.
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     alone = not worker and not getattr(config.option, "numprocesses", None) and not on_gpu
     if hasattr(os, "sched_setaffinity") and (worker or alone):
@@ -29,6 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
         # and a process that has computed on several threads cannot be forked: its copy waits for those it lacks.
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw") or 0) % len(cores)]})
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -226,7 +226,9 @@ class Watchdog:
 
     def _talk(self) -> None:
         for number in count(1):
-            last = self._closing.wait(self._interval if self._peers else self._timeout / 5)
+            # Often at first: of a rank that stands still within a second the others must know process and place.
+            pause = min(self._interval, 0.05 * number)
+            last = self._closing.wait(pause if self._peers else self._timeout / 5)
             try:
                 peers = self._peers = self._peers or _Peers(self._runtime, self._timeout, self._interval)
                 mine = self._beat(number)

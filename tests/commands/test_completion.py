@@ -32,8 +32,8 @@ def completed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tm
     [
         ("torchrun --nproc_per_node=8 pretrain.py --optim.na", ["--optim.name"]),
         ("torchrun -m pretrain --optim.na", ["--optim.name"]),
-        ("./pretrain.py --optim.name ", ["sgd", "lars", "adam"]),
-        ("python /home/me/pretrain.py --optim.name = a", ["adam"]),
+        ("./pretrain.py --optim.name ", ["sgd", "lars", "adam", "adamw"]),
+        ("python /home/me/pretrain.py --optim.name = a", ["adam", "adamw"]),
         ("python pretrain.py --method sw", ["swav"]),
         ("python lincls.py -c lincls-cifar", []),
         ("python lincls.py --recipe lincls-cifar", ["lincls-cifar10", "lincls-cifar100"]),

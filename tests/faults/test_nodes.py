@@ -14,7 +14,7 @@ from tests.processes import wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
-STEPS = 40
+STEPS = 200  # so many that a second job, a cable or a clock has seconds to get in between on any machine
 WITH_PREFLIGHT = [word for word in RUN if word != "--skip-preflight"]
 WORDS = ("pretrain.py", *WITH_PREFLIGHT, "--max-steps", STEPS, "--out")
 

@@ -148,7 +148,7 @@ def test_an_unknown_key_on_the_line_names_the_nearest(words: list[str], nearest:
         ("epochz: 3", "'epochz' in .*mine.yaml; did you mean 'epochs'"),
         ("optim: {lrr: 3}", "'optim.lrr' in .*mine.yaml; did you mean 'optim.lr'"),
         ("epochs: many", '"epochs".*many'),
-        ("optim: {name: adamw}", "optim.name.*'sgd', 'lars', 'adam'.*adamw"),
+        ("optim: {name: adamax}", "optim.name.*'sgd', 'lars', 'adam', 'adamw'.*adamax"),
         ("{unclosed: [", "mine.yaml is not YAML"),
         ("- epochs", "holds no settings"),
         ("", "holds no settings"),
