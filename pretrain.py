@@ -56,12 +56,15 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     from simsiam.training.computing import compute_as_asked
     from simsiam.training.health import examine
     from simsiam.training.keeper import Keeper
-    from simsiam.training.profiling import profiled
+    from simsiam.training.profiling import StepTrace
     from simsiam.training.step import train_step
 
     # Network: before the data, so that a mistake in its name costs no decoding.
+    checkpoints = Checkpoints(folder.checkpoints, settings.checkpoint, runtime)
+    found = checkpoints.find(settings.resume)
+    trace = StepTrace(settings.profile, folder.path, runtime)
     torch.manual_seed(settings.seed)
-    method = build_method(settings.method, initial_encoder(settings))
+    method = build_method(settings.method, settings.encoder if found else initial_encoder(settings))
     compute_as_asked(method, settings, runtime)
     check_view_recipes(settings, method.num_views, method.takes_small_views)
 
@@ -76,8 +79,6 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
 
     # Optimiser, and what an earlier run left of it all.
     state = build_state(method, settings, numbers, runtime)
-    checkpoints = Checkpoints(folder.checkpoints, settings.checkpoint, runtime)
-    found = checkpoints.find(settings.resume)
     if found is not None:
         checkpoints.load(found, state)
     if folder.has_ended(state.step, numbers.stop_step, runtime):
@@ -106,9 +107,8 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
         look()
         clock.restart()
 
-    with Keeper(settings, numbers, runtime, state, checkpoints, journal, clock) as keeper:
-        steps = profiled(loader.steps(state.step, numbers.stop_step), settings.profile, folder.path, runtime)
-        for micro_batches in clock.timed(steps):
+    with Keeper(settings, numbers, runtime, state, checkpoints, journal, clock) as keeper, trace:
+        for micro_batches in clock.timed(loader.steps(state.step, numbers.stop_step)):
             inputs = journal.first_views(map(augment.inputs, micro_batches), settings.views)
             ids = (torch.from_numpy(c.samples).to(runtime.device, non_blocking=True) for c in micro_batches)
             result = train_step(
@@ -116,6 +116,7 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
             )
             now = keeper.stepped(result)
             journal.stepped(micro_batches, images)
+            trace.stepped(state.step, keeper.apart)
             if now.logs:
                 measures, verdict = examine(
                     result.output.projections, settings.health, result.loss, method.loss_range, state.step

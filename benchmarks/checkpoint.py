@@ -175,7 +175,7 @@ class Hashes:
                 return plain_facts(path)
 
         def sync(descriptor: int) -> None:
-            beside = threading.current_thread().name.startswith("ThreadPoolExecutor")
+            beside = threading.current_thread().name == "sync"
             with self._timed("disk") if beside else nullcontext():
                 plain_sync(descriptor)
 

@@ -55,7 +55,7 @@ def main() -> None:
     options.add_argument("--only", default="", help="commands with this in them, in the folder as it is")
     arguments = options.parse_args()
     here = arguments.folder.resolve()
-    if not arguments.only:
+    if not (arguments.only and here.exists()):
         shutil.rmtree(here, ignore_errors=True)
         stand_ins(here)
     failed, rows, total = [], [], 0.0
@@ -100,6 +100,7 @@ def run(line: str, here: Path) -> tuple[int, float, str]:
         shutil.copytree(here / "runs/imagenet-r50-100ep", encoder)
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**{k: v for k, v in os.environ.items() if k not in ("DATA", "LOG")}, "PATH": programs}
+    environment["CUDA_VISIBLE_DEVICES"] = ""  # two ranks, whatever number of GPUs
     began = time.perf_counter()
     done = subprocess.run(
         smaller(line), cwd=here, env=environment, check=False, text=True, stdout=subprocess.PIPE,

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Tests see no GPU unless `-m gpu` asks for those that need one: ranks outnumber a machine's GPUs in many."""
-    on_gpu = "gpu" in (config.option.markexpr or "")
+    on_gpu = re.search(r"(?<!not )\bgpu\b", config.option.markexpr or "")
     if not on_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # A shell has what it starts with `&` ignore Ctrl-C, and nohup the terminal's end; so would all that tests start.

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(forked, tmp_path:
         (("--out", "/dev/null/run"), "cannot be written"),
         (("--data", ""), "No dataset is given"),
         (("--resume", "/no/such/run"), "no checkpoint"),
+        (("--profile", "-1"), "--profile -1 is below 0"),
+        (("--optim.final_lr", "-0.1"), "--optim.final_lr -0.1"),
+        (("--init", "/no/such/encoder"), "/no/such/encoder"),
         (("--method.projector_hidden", f"{10**13}"), "rank 0 has no memory left on cpu"),
     ],
 )
@@ -126,18 +130,36 @@ def test_it_begins_with_the_encoder_it_is_given(call, capsys, tmp_path: Path) ->
     assert all(torch.equal(a[key], b[key]) for key in a if "running" not in key and "num_batches" not in key)
     target = state_at(second / "checkpoints/step_00000001")
     assert torch.equal(target["model.target.encoder.conv1.weight"], a["conv1.weight"])
+    summary = json.loads((second / "summary.json").read_text())
+    assert "knn_start" in summary
+    assert "knn_random" not in summary
+    shutil.rmtree(first)
+    further = ("--method", "byol", "--optim.lr", 0, "--max-steps", 2, "--seed", 5)
+    assert call("pretrain.py", *TINY, *further, "--init", first, "--out", second) == 0
     capsys.readouterr()
-    assert call("pretrain.py", *TINY, "--init", first, "--encoder", "resnet32", "--out", tmp_path / "third") == 2
+    assert call("pretrain.py", *TINY, "--init", second, "--encoder", "resnet32", "--out", tmp_path / "third") == 2
     assert "give --encoder resnet8" in capsys.readouterr().err
 
 
 def test_steps_are_profiled_where_that_is_asked_for(call, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert call("pretrain.py", *TINY, "--max-steps", 8, "--knn-every", 0, "--profile", 2, "--out", run) == 0
-    with gzip.open(run / "profile/rank_00000.json.gz", "rt") as file:
+    with gzip.open(run / "profile/step_00000005_rank_00000.json.gz", "rt") as file:
         names = [event.get("name") for event in json.load(file)["traceEvents"]]
     assert names.count("Optimizer.step#SGD.step") == 2
-    assert "aten::convolution_backward" in (run / "profile/rank_00000.txt").read_text()
+    assert "aten::convolution_backward" in (run / "profile/step_00000005_rank_00000.txt").read_text()
+
+
+def test_a_run_too_short_to_profile_says_so(call, capsys, tmp_path: Path) -> None:
+    few = ("--max-steps", 4, "--knn-every", 0, "--profile", 2, "--out", tmp_path / "run")
+    assert call("pretrain.py", *TINY, *few) == 0
+    assert "nothing is traced of a run of 4 steps" in capsys.readouterr().out
+
+
+def test_writing_a_profile_is_no_hang(call, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.profiler.profile, "export_chrome_trace", lambda self, path: time.sleep(3))
+    few = ("--max-steps", 9, "--knn-every", 0, "--profile", 2, "--hang-timeout", 1, "--out", tmp_path / "run")
+    assert call("pretrain.py", *TINY, *few) == 0
 
 
 def test_debug_tries_every_stage_in_a_folder_of_its_own(call, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import stat
+import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,22 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 def synced_facts(path: Path) -> dict[str, Any]:
     """`file_facts` of a file just written, which is on the disk then: hashed while the disk writes it."""
-    with path.open("r+b") as file, ThreadPoolExecutor(1) as beside:
-        synced = beside.submit(os.fsync, file.fileno())
+    failures: list[OSError] = []
+
+    def sync() -> None:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            failures.append(error)
+
+    with path.open("r+b") as file:
+        # A daemon: a process that has to end does not wait for a disk that does not answer.
+        beside = threading.Thread(target=sync, name="sync", daemon=True)
+        beside.start()
         facts = file_facts(path)
-        synced.result()
+        beside.join()
+    if failures:
+        raise failures[0]
     return facts
 
 

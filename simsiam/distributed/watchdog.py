@@ -225,10 +225,8 @@ class Watchdog:
     # The others
 
     def _talk(self) -> None:
-        for number in count(1):
-            # Often at first: of a rank that stands still within a second the others must know process and place.
-            pause = min(self._interval, 0.05 * number)
-            last = self._closing.wait(pause if self._peers else self._timeout / 5)
+        for number in count(1):  # quick at first: who stands still within a second must have been heard of
+            last = self._closing.wait(min(self._interval, number / 20) if self._peers else self._timeout / 5)
             try:
                 peers = self._peers = self._peers or _Peers(self._runtime, self._timeout, self._interval)
                 mine = self._beat(number)

@@ -2,10 +2,12 @@
 
 Both views go through the network as one batch [view 1 of all images, view 2 of all images, ...]. Statistics are kept
 per view, so the numbers are those of one forward per view (SimSiam, appendix A), at half the kernel launches and half
-the collectives: one all-gather forward and one all-reduce backward a layer, whatever the number of views.
+the collectives: one all-gather forward and one sum backward a layer, whatever the number of views.
 torch.nn.SyncBatchNorm refuses CPU tensors and would mix the views; this works on NCCL and gloo alike, because it is
 written on ATen's per-channel kernels, which exist for both.
 """
+
+import functools
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from simsiam.distributed.collectives import add_up, gather_equal, world_size
 from simsiam.models.fusible_batchnorm import normalise as fusible
 
 aten = torch.ops.aten
-_IN_A_ROW = 1024  # numbers that a CPU kernel may add up one by one
+_IN_A_ROW, _WORTH_A_ROW = 1024, 128  # numbers that a CPU kernel may add up one by one, and should
 
 
 class ViewBatchNorm(nn.Module):
@@ -135,9 +137,14 @@ def _folds(x: Tensor, views: int) -> int:
     """
     if x.is_cuda or x.dim() == 3 or not _rows_of_channels(x):
         return 1
-    numbers = x.numel() // x.shape[1] // views
-    least = -(-numbers // _IN_A_ROW)
-    return next(folds for folds in range(least, numbers + 1) if numbers % folds == 0)
+    return _divisor(x.numel() // x.shape[1] // views)
+
+
+@functools.cache
+def _divisor(numbers: int) -> int:
+    """Of `numbers`, so that few enough come in a row, but not so few that the rows take more time than they save."""
+    least, most = -(-numbers // _IN_A_ROW), numbers // _WORTH_A_ROW
+    return next(folds for folds in (*range(least, most + 1), *range(least, 0, -1)) if numbers % folds == 0)
 
 
 def _folded(x: Tensor, folds: int) -> Tensor:

@@ -26,7 +26,7 @@ def build_optimizer(
     """
     moving = Schedule(
         peak_lr, epochs, steps_per_epoch, optim.schedule, optim.per == "epoch", optim.warmup_epochs, optim.milestones,
-        optim.decay, optim.final_lr / optim.lr if optim.lr else 0.0,
+        optim.decay, optim.final_lr * peak_lr / optim.lr if optim.lr else 0.0,
     )  # fmt: skip
     constant = Schedule(peak_lr, epochs, steps_per_epoch, "constant")
     param_groups, schedules = [], []

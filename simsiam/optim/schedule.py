@@ -20,7 +20,7 @@ class Schedule:
 
     Attributes:
         peak: the rate at the top, as the optimiser sees it.
-        shape: `cosine` to `floor` x peak, `steps` (x `decay` at each of `milestones`, in epochs), or `constant`.
+        shape: `cosine` to `final`, `steps` (x `decay` at each of `milestones`, in epochs), or `constant`.
         per_epoch: hold the cosine still within an epoch, as the official code does.
         warmup_epochs: linear rise from peak / steps to peak, moved every step.
     """
@@ -33,7 +33,7 @@ class Schedule:
     warmup_epochs: float = 0.0
     milestones: tuple[float, ...] = ()
     decay: float = 0.1
-    floor: float = 0.0
+    final: float = 0.0
 
     def at(self, step: int) -> float:
         """Rate of step `step`, counted from 0. Cosine to 0: peak/2 (1 + cos(pi e/E)), e in epochs (SimSiam, 3)."""
@@ -49,4 +49,4 @@ class Schedule:
             epoch = math.floor(epoch)
         progress = max(0.0, epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
         share = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        return self.peak * (self.floor + (1 - self.floor) * share)
+        return self.final + (self.peak - self.final) * share

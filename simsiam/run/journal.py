@@ -120,7 +120,9 @@ class Journal:
         for name, value in figures.items():
             history = self._metrics.series(name)
             best = {f"{name}_best": max(v for _, v in history)} if history else {}
-            start = {f"{name}_random": history[0][1]} if history and history[0][0] == 0 else {}
+            # Of what a run begins with, which is random weights but where it is given others.
+            begins = "start" if getattr(self._settings, "init", "") else "random"
+            start = {f"{name}_{begins}": history[0][1]} if history and history[0][0] == 0 else {}
             self.summary.update({name: value, **best, **start})
 
     def lacks_answer(self, step: int) -> bool:

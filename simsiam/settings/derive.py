@@ -36,6 +36,10 @@ def derive(settings: Run, world_size: int, num_images: int) -> Numbers:
     """The run's numbers. Raises UserError where they do not work out."""
     if settings.epochs < 1:
         raise UserError(f"--epochs {settings.epochs} must be at least 1")
+    if settings.optim.final_lr < 0 or (settings.optim.final_lr and not settings.optim.lr):
+        raise UserError(
+            f"--optim.final_lr {settings.optim.final_lr} is to be at least 0, and --optim.lr above 0 where it is more"
+        )
     check_batch(settings, world_size, num_images)
     total = settings.epochs * (num_images // settings.batch_size)
     return numbers_of(settings, world_size, num_images, total, settings.optim.lr * settings.batch_size / 256)

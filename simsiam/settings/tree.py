@@ -76,7 +76,7 @@ class Optim:
     schedule: Literal["cosine", "steps", "constant"] = "cosine"
     """cosine to `final_lr` over `epochs`; steps multiplies by `decay` at `milestones`; constant."""
     final_lr: float = 0.0
-    """Base rate that the cosine ends at; groups with a rate of their own end at the same share of it."""
+    """Base rate that the cosine ends at, in every group that moves; of no effect on `steps` and `constant`."""
     per: Literal["epoch", "step"] = "epoch"
     """How often the cosine moves; the official code moves it once an epoch."""
     warmup_epochs: float = 0.0
@@ -261,8 +261,8 @@ class Pretrain(Run):
     compile: bool = False
     """Compile residual blocks and heads by torch.compile, which takes minutes at the start; off for evaluations."""
     cuda_graphs: bool = False
-    """With `compile` on one GPU: record a block's kernels and replay them, for batches so small that the GPU waits for
-    launches."""
+    """With `compile` on one GPU, without `accumulate`: record a block's kernels and replay them, for batches so small
+    that the GPU waits for launches."""
     recompute: bool = False
     """Keep only what enters each residual block, and compute the rest again in the backward pass: a larger batch fits,
     and a step makes its forward pass twice."""

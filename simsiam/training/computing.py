@@ -21,6 +21,8 @@ def compute_as_asked(method: nn.Module, settings: Pretrain, runtime: Runtime) ->
     if settings.cuda_graphs and (runtime.device.type != "cuda" or runtime.world_size > 1):
         where = f"{runtime.world_size} rank(s) on {runtime.device.type}"
         raise UserError(f"--cuda_graphs is for one GPU and this run is {where}: leave it out")
+    if settings.cuda_graphs and settings.accumulate > 1:
+        raise UserError("--cuda_graphs cannot be had with --accumulate: a graph writes over gradients that are kept")
     if settings.compile:
         compile_parts(method, graphs=settings.cuda_graphs)
     if settings.recompute:

@@ -110,7 +110,7 @@ class Keeper:
 
         Raises Preempted then. Every rank must call it.
         """
-        with self._apart("saving"):
+        with self.apart("saving"):
             self._settle()
             self._journal.folder.check_ours(self._runtime)
             path = self._checkpoints.save(self._state)
@@ -122,7 +122,7 @@ class Keeper:
 
     def stop(self, reason: str) -> NoReturn:
         """Saves and ends the run as failed, for `reason`."""
-        with self._apart("saving"):
+        with self.apart("saving"):
             self._settle()
             path = self._checkpoints.save(self._state)
             self._checkpoints.wait()
@@ -135,11 +135,12 @@ class Keeper:
         Raises TrainingStopped where there is nothing to evaluate, since a loss or a gradient was not finite.
         """
         self._stop_unless_finite()
-        with self._apart(what):
+        with self.apart(what):
             yield
 
     @contextmanager
-    def _apart(self, what: str) -> Iterator[None]:
+    def apart(self, what: str) -> Iterator[None]:
+        """Around what is no training and may take its time, as `evaluating` without its question."""
         began = time.monotonic()
         with self._watchdog.paused(what):
             yield
@@ -184,7 +185,7 @@ class Keeper:
         bad = self._guard.first_bad()
         if bad is None:
             return
-        with self._apart("saving"):
+        with self.apart("saving"):
             self._settle()  # a save from before is good, and may be under way
         ranks = f"rank{'s' if len(bad.ranks) > 1 else ''} {', '.join(map(str, bad.ranks))}"
         where = f" on {ranks}" if bad.ranks and self._runtime.world_size > 1 else ""

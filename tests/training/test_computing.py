@@ -21,6 +21,7 @@ GPU = Runtime(0, 1, 0, torch.device("cuda", 0))
     [
         ({"compile": True, "recompute": True}, CPU, "--compile and --recompute cannot be had together"),
         ({"cuda_graphs": True}, GPU, "--cuda_graphs records what --compile makes: give both"),
+        ({"cuda_graphs": True, "compile": True, "accumulate": 2}, GPU, "cannot be had with --accumulate"),
         ({"cuda_graphs": True, "compile": True}, CPU, "this run is 1 rank(s) on cpu: leave it out"),
         ({"cuda_graphs": True, "compile": True}, replace(GPU, world_size=2), "this run is 2 rank(s) on cuda"),
     ],
