@@ -44,7 +44,7 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     from simsiam.distributed.collectives import mean_over_ranks
     from simsiam.evaluation.ledger import list_hash
     from simsiam.evaluation.monitor import KnnMonitor
-    from simsiam.evaluation.pretrained import initial_encoder
+    from simsiam.export.read import load_encoder
     from simsiam.export.write import write_encoder
     from simsiam.methods.registry import build_method
     from simsiam.run.journal import Journal
@@ -59,12 +59,13 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     from simsiam.training.profiling import StepTrace
     from simsiam.training.step import train_step
 
-    # Network: before the data, so that a mistake in its name costs no decoding.
+    # What there is to go on from, and the network: before the data, so that a mistake in a name costs no decoding.
     checkpoints = Checkpoints(folder.checkpoints, settings.checkpoint, runtime)
     found = checkpoints.find(settings.resume)
     trace = StepTrace(settings.profile, folder.path, runtime)
     torch.manual_seed(settings.seed)
-    method = build_method(settings.method, settings.encoder if found else initial_encoder(settings))
+    given = load_encoder(settings.init, name=settings.encoder) if settings.init and found is None else None
+    method = build_method(settings.method, given or settings.encoder)
     compute_as_asked(method, settings, runtime)
     check_view_recipes(settings, method.num_views, method.takes_small_views)
 
@@ -77,7 +78,7 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     augment = Augment(settings.views, settings.seed, recipes).to(runtime.device)
     loader = make_loader(images, plan, settings, method.num_views, runtime.device)
 
-    # Optimiser, and what an earlier run left of it all.
+    # Optimiser; then all of it as the earlier run left it.
     state = build_state(method, settings, numbers, runtime)
     if found is not None:
         checkpoints.load(found, state)

@@ -14,7 +14,7 @@ from simsiam.export.state import read_state
 from simsiam.export.write import encoder_hash
 from simsiam.models.encoders import build_encoder
 from simsiam.settings.detect import Detect
-from simsiam.settings.tree import Classify, Pretrain, Views
+from simsiam.settings.tree import Classify, Views
 
 
 def pretrained_encoder(settings: Classify | Detect) -> nn.Module:
@@ -26,14 +26,6 @@ def pretrained_encoder(settings: Classify | Detect) -> nn.Module:
     if not settings.encoder:
         raise UserError("--pretrained random needs the encoder's name; add --encoder, such as --encoder resnet50")
     return build_encoder(settings.encoder)
-
-
-def initial_encoder(settings: Pretrain) -> str | nn.Module:
-    """What pretraining begins with: the name of an encoder, or one with the weights of `--init`.
-
-    Raises UserError where that holds another encoder than the settings name.
-    """
-    return load_encoder(settings.init, name=settings.encoder) if settings.init else settings.encoder
 
 
 def pixel_statistics(settings: Detect) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -135,7 +135,7 @@ def _folds(x: Tensor, views: int) -> int:
     one long row of more channels, of which the statistics are pooled: exact, and ten times as fast on 16 channels. The
     kernels for other layouts add up in double precision, those of GPUs in a tree.
     """
-    if x.is_cuda or x.dim() == 3 or not _rows_of_channels(x):
+    if x.is_cuda or not _rows_of_channels(x):
         return 1
     return _divisor(x.numel() // x.shape[1] // views)
 

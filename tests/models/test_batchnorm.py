@@ -71,6 +71,27 @@ def test_a_large_mean_costs_no_precision() -> None:
     assert (y - exact).abs().max() < 2e-3
 
 
+@pytest.mark.parametrize("shape", [(64, 6, 48, 48), (6, 6, 53, 31), (2 * 1031, 6), (2 * 4096, 6), (2 * 1031, 6, 1, 1)])
+def test_many_numbers_cost_no_precision(shape: tuple[int, ...]) -> None:
+    plain = layer(min(len(shape), 4))
+    ours, exact = ViewBatchNorm(copy.deepcopy(plain), 2), copy.deepcopy(plain).double()
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(2)) + 0.3
+    weighting = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    images = x.double().requires_grad_()
+    expected = torch.cat([exact(view) for view in images.chunk(2)])
+    expected.backward(weighting.double())
+    x.requires_grad_()
+    y = ours(x)
+    y.backward(weighting)
+    assert (y - expected).abs().max() < 2e-6
+    assert (x.grad - images.grad).abs().max() < 2e-6
+    assert (ours.running_var / exact.running_var - 1).abs().max() < 1e-6
+    # A sum of so many random numbers is as large as the root of how many there are.
+    for found, right in zip(ours.parameters(), exact.parameters(), strict=True):
+        assert (found.grad - right.grad).abs().max() < 2e-6 * x[:, 0].numel() ** 0.5
+
+
 def test_bf16_keeps_float32_statistics() -> None:
     plain, x = layer(4), batch(4, images=64).bfloat16()
     ours = ViewBatchNorm(copy.deepcopy(plain), 2)
