@@ -1,6 +1,7 @@
 """Small sets decoded once into memory."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from simsiam.data.sources.arrays import ArrayImages
 from simsiam.data.stand_ins import next_good
 
 _LIMIT_BYTES = 4 << 30
-_CHUNK = 1024
+_TASK = 64
 
 
 class MixedSizes(Exception):
@@ -62,36 +63,42 @@ def make_resident(images: ImageSet, workers: int, show_progress: bool) -> Reside
     if isinstance(images, ArrayImages):
         return ResidentImages(images.images, images, images.labels, {})
 
-    def read(sample: int) -> torch.Tensor | str:
-        try:
-            return images.read(sample)
-        except BadImage as error:
-            return str(error)
+    shape = _first_shape(images)
+    decoded, failed = np.empty((len(images), *shape), np.uint8), {}
 
-    decoded: np.ndarray | None = None
-    failed: dict[int, str] = {}
+    def decode(samples: range) -> dict[int, str]:
+        unreadable = {}
+        for sample in samples:
+            try:
+                pixels = images.read(sample).permute(1, 2, 0).numpy()
+            except BadImage as error:
+                unreadable[sample] = str(error)
+                continue
+            if pixels.shape != shape:
+                odd, usual = (f"{size[0]}x{size[1]}" for size in (pixels.shape, shape))
+                raise MixedSizes(f"the images differ in size: {images.name(sample)} is {odd} in a set of {usual}")
+            decoded[sample] = pixels
+        return unreadable
+
+    # So many at a time: one by one, small images would wait for threads longer than they take to decode.
+    tasks = [range(start, min(start + _TASK, len(images))) for start in range(0, len(images), _TASK)]
     with (
         ThreadPoolExecutor(max(1, workers)) as pool,
         tqdm(total=len(images), desc="decoding", unit=" images", disable=None if show_progress else True) as bar,
     ):
-        for start in range(0, len(images), _CHUNK):
-            samples = range(start, min(start + _CHUNK, len(images)))
-            for sample, image in zip(samples, pool.map(read, samples)):
-                if isinstance(image, str):
-                    failed[sample] = image
-                    continue
-                pixels = image.permute(1, 2, 0).numpy()
-                if decoded is None:
-                    decoded = np.empty((len(images), *pixels.shape), np.uint8)
-                if pixels.shape != decoded.shape[1:]:
-                    odd, usual = (f"{shape[0]}x{shape[1]}" for shape in (pixels.shape, decoded.shape[1:]))
-                    raise MixedSizes(f"the images differ in size: {images.name(sample)} is {odd} in a set of {usual}")
-                decoded[sample] = pixels
+        for samples, unreadable in zip(tasks, pool.map(decode, tasks)):
+            failed |= unreadable
             bar.update(len(samples))
-    if decoded is None:
-        raise BadImage("no image of the set can be read")
     labels = images.labels.copy()
     for sample in failed:
         stand_in = next_good(sample, len(images), failed)
         decoded[sample], labels[sample] = decoded[stand_in], labels[stand_in]
     return ResidentImages(decoded, images, labels, failed)
+
+
+def _first_shape(images: ImageSet) -> tuple[int, ...]:
+    for sample in range(len(images)):
+        with suppress(BadImage):
+            _, height, width = images.read(sample).shape
+            return height, width, 3
+    raise BadImage("no image of the set can be read")
