@@ -5,21 +5,27 @@ and images.
 
 Theirs are in peer_loops.py; where lightly is installed, its own parts are taken. Ours: resident loader, augmentation by
 the batch, both views at once, in float32 as theirs and in our default precision. All hold the decoded images in memory.
-The sides take turns; a turn begins with steps that are not counted, for workers start ahead, and ends its workers.
+Theirs run in a process of their own, without what we set in ours. The sides take turns; a turn begins with steps that
+are not counted, for workers start ahead, and ends its workers.
 """
 
 import argparse
 import itertools
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, contextmanager
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from benchmarks import peer_loops
@@ -41,6 +47,8 @@ from simsiam.training.precision import Precision
 from simsiam.training.step import train_step
 
 GOALS = {"ours, fp32": 1.4, "ours, bf16": 2.0}  # over lightly's
+Loops = dict[str, Callable[[], Iterator[Tensor]]]
+"""Name -> what begins a turn: an iterator that makes a step each time it is asked."""
 
 
 def main() -> None:
@@ -56,40 +64,104 @@ def main() -> None:
     options.add_argument("--ahead", type=int, default=4, help="steps before them")
     options.add_argument("--device", default="auto")
     arguments = options.parse_args()
+    device = _device(arguments)
+    with Apart(their_loops, arguments) as theirs, Apart(our_loops, arguments) as ours:
+        what = f"{arguments.encoder}, {arguments.batch_size} pairs, float32"
+        with Report(f"Beside other projects' loops: {what}", arguments, device) as report:
+            if Precision("auto", device).name == "fp32":
+                report.say("Our default precision is float32 here, for this CPU has no avx512_bf16.\n")
+            sides = {name: partial(side.rate, name) for side in (theirs, ours) for name in side.names}
+            rates = in_turns(sides, arguments.rounds)
+            report.table(("loop", "pairs/s"), [(name, spread(taken)) for name, taken in rates.items()])
+            official, lightly, solo_learn = theirs.names
+            for name in ours.names:
+                report.ratio(f"{name}, over {lightly}", ratios(rates[name], rates[lightly]), at_least=GOALS.get(name))
+            for other in (official, solo_learn):
+                report.ratio(f"ours, fp32, over {other}", ratios(rates["ours, fp32"], rates[other]))
+
+
+class Apart:
+    """Loops in a process of their own: each project's as its users start it, with nothing of ours set in theirs."""
+
+    def __init__(
+        self, make: Callable[[argparse.Namespace], AbstractContextManager[Loops]], arguments: argparse.Namespace
+    ):
+        spawn = get_context("spawn")
+        self._pipe, other = spawn.Pipe()
+        self._process = spawn.Process(target=_serve, args=(make, arguments, other))
+        self._process.start()
+        other.close()
+
+    def __enter__(self) -> "Apart":
+        self.names: list[str] = self._answer()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.is_alive():
+            self._pipe.send("")
+        self._process.join()
+
+    def rate(self, name: str) -> float:
+        """Pairs a second of a turn of this loop."""
+        self._pipe.send(name)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            sys.exit("A loop failed; what it said is above")
+
+
+def _serve(
+    make: Callable[[argparse.Namespace], AbstractContextManager[Loops]], arguments: argparse.Namespace, pipe: Connection
+) -> None:
+    with make(arguments) as loops:
+        pipe.send(list(loops))
+        for name in iter(pipe.recv, ""):
+            with closing(loops[name]()) as steps:
+                step, device = steps.__next__, _device(arguments)
+                pipe.send(arguments.batch_size / seconds_of(step, arguments.steps, device, arguments.ahead))
+
+
+@contextmanager
+def their_loops(arguments: argparse.Namespace) -> Iterator[Loops]:
+    """The loops of the others, in the order official code, lightly, solo-learn."""
+    runtime = Runtime(0, 1, 0, _device(arguments))
+    given = given_to(arguments, images_of(arguments, runtime), runtime)
+    lightly = f"lightly {version('lightly')}" if find_spec("lightly") else "as lightly documents it"
+    yield {
+        "as the official code": lambda: peer_loops.official(given),
+        lightly: lambda: peer_loops.lightly(given),
+        "as solo-learn": lambda: peer_loops.solo_learn(given),
+    }
+
+
+@contextmanager
+def our_loops(arguments: argparse.Namespace) -> Iterator[Loops]:
+    """Ours, in float32, in the default precision where that is another, and without reading images."""
     with running(arguments.device) as runtime:
         images = images_of(arguments, runtime)
-        given = Given(
-            images.images, np.maximum(images.labels, 0), arguments.encoder, arguments.batch_size, arguments.workers,
-            runtime.device, arguments.dim, arguments.hidden, arguments.bottleneck,
-        )  # fmt: skip
-        what = f"{arguments.encoder}, {given.batch_size} pairs of {given.pixels.shape[1]} pixels, float32"
-        with Report(f"Beside other projects' loops: {what}", arguments, runtime.device) as report:
-            is_installed = find_spec("lightly") is not None
-            theirs = f"lightly {version('lightly')}" if is_installed else "as lightly documents it"
-            loops: dict[str, Callable[[], Iterator[Tensor]]] = {
-                "as the official code": lambda: peer_loops.official(given),
-                theirs: lambda: peer_loops.lightly(given),
-                "as solo-learn": lambda: peer_loops.solo_learn(given),
-                "ours, fp32": ours(images, given, "fp32", runtime),
-            }
-            default = Precision("auto", runtime.device).name
-            if default == "fp32":
-                report.say("Our default precision is float32 here, for this CPU has no avx512_bf16.\n")
-            else:
-                loops[f"ours, {default}"] = ours(images, given, default, runtime)
-            loops["ours, fp32, one cached batch"] = ours(images, given, "fp32", runtime, cached=True)
+        given = given_to(arguments, images, runtime)
+        loops = {"ours, fp32": ours(images, given, "fp32", runtime)}
+        default = Precision("auto", runtime.device).name
+        if default != "fp32":
+            loops[f"ours, {default}"] = ours(images, given, default, runtime)
+        loops["ours, fp32, one cached batch"] = ours(images, given, "fp32", runtime, cached=True)
+        yield loops
 
-            def rate(begin: Callable[[], Iterator[Tensor]]) -> float:
-                with closing(begin()) as steps:
-                    step = steps.__next__
-                    return given.batch_size / seconds_of(step, arguments.steps, runtime.device, arguments.ahead)
 
-            rates = in_turns({name: lambda begin=begin: rate(begin) for name, begin in loops.items()}, arguments.rounds)
-            report.table(("loop", "pairs/s"), [(name, spread(taken)) for name, taken in rates.items()])
-            for name in list(rates)[3:]:
-                report.ratio(f"{name}, over {theirs}", ratios(rates[name], rates[theirs]), at_least=GOALS.get(name))
-            for other in list(rates)[:3:2]:
-                report.ratio(f"ours, fp32, over {other}", ratios(rates["ours, fp32"], rates[other]))
+def given_to(arguments: argparse.Namespace, images: ResidentImages, runtime: Runtime) -> Given:
+    """What all loops have in common."""
+    return Given(
+        images.images, np.maximum(images.labels, 0), arguments.encoder, arguments.batch_size, arguments.workers,
+        runtime.device, arguments.dim, arguments.hidden, arguments.bottleneck,
+    )  # fmt: skip
+
+
+def _device(arguments: argparse.Namespace) -> torch.device:
+    is_cuda = arguments.device == "cuda" or (arguments.device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda", 0) if is_cuda else torch.device("cpu")
 
 
 def images_of(arguments: argparse.Namespace, runtime: Runtime) -> ResidentImages:
