@@ -97,12 +97,16 @@ def test_the_second_process_of_a_rank_ends_the_first() -> None:
 
 def test_ranks_killed_anywhere_in_the_handshake_leave_nothing_behind() -> None:
     """Attempts of three processes, of which most are killed at a random moment; none that ends has parted ways."""
-    served = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     draw, fork = random.Random(0), multiprocessing.get_context("fork")
+    # Served by a process of its own: a fork of this one would wait for ever for a lock that a thread of a store holds.
+    ports = fork.SimpleQueue()
+    server = fork.Process(target=_serve, args=(ports,), daemon=True)
+    server.start()
+    port = ports.get()
     heard: list[list[str]] = []
     for attempt in range(10):
         results = fork.SimpleQueue()
-        ranks = [fork.Process(target=_meet_in_a_process, args=(served.port, rank, results)) for rank in range(3)]
+        ranks = [fork.Process(target=_meet_in_a_process, args=(port, rank, results)) for rank in range(3)]
         for process in draw.sample(ranks, 3):
             process.start()
             time.sleep(draw.uniform(0, 0.03))
@@ -116,9 +120,16 @@ def test_ranks_killed_anywhere_in_the_handshake_leave_nothing_behind() -> None:
             heard.append([results.get() for _ in ranks])
         for process in ranks:
             process.join()
+    server.kill()
     assert len(heard) == 2
     assert all(len(set(words)) == 1 for words in heard)
     assert heard[0][0] != heard[1][0]
+
+
+def _serve(ports: multiprocessing.SimpleQueue) -> None:
+    served = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ports.put(served.port)
+    time.sleep(600)
 
 
 def _meet_in_a_process(port: int, rank: int, results: multiprocessing.SimpleQueue) -> None:
