@@ -64,9 +64,8 @@ def main() -> None:
     options.add_argument("--ahead", type=int, default=4, help="steps before them")
     options.add_argument("--device", default="auto")
     arguments = options.parse_args()
-    device = _device(arguments)
     with Apart(their_loops, arguments) as theirs, Apart(our_loops, arguments) as ours:
-        what = f"{arguments.encoder}, {arguments.batch_size} pairs, float32"
+        device, what = _device(arguments), f"{arguments.encoder}, {arguments.batch_size} pairs, float32"
         with Report(f"Beside other projects' loops: {what}", arguments, device) as report:
             if Precision("auto", device).name == "fp32":
                 report.say("Our default precision is float32 here, for this CPU has no avx512_bf16.\n")
@@ -86,9 +85,9 @@ class Apart:
     def __init__(
         self, make: Callable[[argparse.Namespace], AbstractContextManager[Loops]], arguments: argparse.Namespace
     ):
-        spawn = get_context("spawn")
-        self._pipe, other = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(make, arguments, other))
+        fork = get_context("fork")  # from a process that has not computed and has not touched a GPU
+        self._pipe, other = fork.Pipe()
+        self._process = fork.Process(target=_serve, args=(make, arguments, other))
         self._process.start()
         other.close()
 
