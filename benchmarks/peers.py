@@ -25,7 +25,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from benchmarks import peer_loops
@@ -38,7 +37,7 @@ from simsiam.data.open import open_images
 from simsiam.data.plan import Plan
 from simsiam.data.resident import ResidentImages, make_resident
 from simsiam.data.sources.arrays import ArrayImages
-from simsiam.distributed.runtime import Runtime, running
+from simsiam.distributed.runtime import Runtime, choose_device, running
 from simsiam.methods.simsiam import SimSiam
 from simsiam.settings.derive import derive
 from simsiam.settings.tree import Optim, Pretrain, Views
@@ -65,7 +64,7 @@ def main() -> None:
     options.add_argument("--device", default="auto")
     arguments = options.parse_args()
     with Apart(their_loops, arguments) as theirs, Apart(our_loops, arguments) as ours:
-        device, what = _device(arguments), f"{arguments.encoder}, {arguments.batch_size} pairs, float32"
+        device, what = choose_device(arguments.device, 0), f"{arguments.encoder}, {arguments.batch_size} pairs, float32"
         with Report(f"Beside other projects' loops: {what}", arguments, device) as report:
             if Precision("auto", device).name == "fp32":
                 report.say("Our default precision is float32 here, for this CPU has no avx512_bf16.\n")
@@ -119,14 +118,14 @@ def _serve(
         pipe.send(list(loops))
         for name in iter(pipe.recv, ""):
             with closing(loops[name]()) as steps:
-                step, device = steps.__next__, _device(arguments)
+                step, device = steps.__next__, choose_device(arguments.device, 0)
                 pipe.send(arguments.batch_size / seconds_of(step, arguments.steps, device, arguments.ahead))
 
 
 @contextmanager
 def their_loops(arguments: argparse.Namespace) -> Iterator[Loops]:
     """The loops of the others, in the order official code, lightly, solo-learn."""
-    runtime = Runtime(0, 1, 0, _device(arguments))
+    runtime = Runtime(0, 1, 0, choose_device(arguments.device, 0))
     given = given_to(arguments, images_of(arguments, runtime), runtime)
     lightly = f"lightly {version('lightly')}" if find_spec("lightly") else "as lightly documents it"
     yield {
@@ -156,11 +155,6 @@ def given_to(arguments: argparse.Namespace, images: ResidentImages, runtime: Run
         images.images, np.maximum(images.labels, 0), arguments.encoder, arguments.batch_size, arguments.workers,
         runtime.device, arguments.dim, arguments.hidden, arguments.bottleneck,
     )  # fmt: skip
-
-
-def _device(arguments: argparse.Namespace) -> torch.device:
-    is_cuda = arguments.device == "cuda" or (arguments.device == "auto" and torch.cuda.is_available())
-    return torch.device("cuda", 0) if is_cuda else torch.device("cpu")
 
 
 def images_of(arguments: argparse.Namespace, runtime: Runtime) -> ResidentImages:

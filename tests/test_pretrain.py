@@ -157,8 +157,8 @@ def test_a_run_too_short_to_profile_says_so(call, capsys, tmp_path: Path) -> Non
 
 
 def test_writing_a_profile_is_no_hang(call, monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(torch.profiler.profile, "export_chrome_trace", lambda self, path: time.sleep(3))
-    few = ("--max-steps", 9, "--knn-every", 0, "--profile", 2, "--hang-timeout", 1, "--out", tmp_path / "run")
+    monkeypatch.setattr(torch.profiler.profile, "export_chrome_trace", lambda self, path: time.sleep(5))
+    few = ("--max-steps", 9, "--knn-every", 0, "--profile", 2, "--hang-timeout", 2, "--out", tmp_path / "run")
     assert call("pretrain.py", *TINY, *few) == 0
 
 

@@ -90,7 +90,7 @@ def running(device: str, world_size: int = 0) -> Iterator[Runtime]:
     _allow_many_files()
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    where = _device(device, local)
+    where = choose_device(device, local)
     cuda = where.type == "cuda"
     if cuda:
         torch.cuda.set_device(where)
@@ -196,7 +196,8 @@ def _leave_alone(error: BaseException) -> None:
     hard.start()
 
 
-def _device(wanted: str, local_rank: int) -> torch.device:
+def choose_device(wanted: str, local_rank: int) -> torch.device:
+    """The device of a rank for auto, cpu or cuda. Raises UserError where there is none such."""
     if wanted == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():

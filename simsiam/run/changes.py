@@ -26,8 +26,8 @@ FREE = frozenset((
     "world_size", "skip_preflight", "allow_change",
     # What is seen of it. None of these moves a weight; batch norm is put back after a look. Health may end a run, not
     # bend it. A trial of several is a run in a folder of its own.
-    "log_every", "hide_progress", "knn_every", "knn", "health", "val_every", "test_every", "visualize", "trials",
-    "profile",
+    "log_every", "hide_progress", "profile", "knn_every", "knn", "health", "val_every", "test_every", "visualize",
+    "trials",
     # Other runs: `debug` has a folder of its own and never goes on, `evaluate_only` trains nothing.
     "debug", "evaluate_only",
 ))  # fmt: skip

@@ -130,7 +130,7 @@ class Keeper:
 
     @contextmanager
     def evaluating(self, what: str) -> Iterator[None]:
-        """Around an evaluation: neither the clock nor the watchdog counts it. Every rank must enter it.
+        """Around an evaluation, which is `apart`. Every rank must enter it.
 
         Raises TrainingStopped where there is nothing to evaluate, since a loss or a gradient was not finite.
         """
@@ -140,7 +140,7 @@ class Keeper:
 
     @contextmanager
     def apart(self, what: str) -> Iterator[None]:
-        """Around what is no training and may take its time, as `evaluating` without its question."""
+        """Around what is no training and may take its time: neither the clock nor the watchdog counts it."""
         began = time.monotonic()
         with self._watchdog.paused(what):
             yield

@@ -97,12 +97,12 @@ def test_a_driver_that_torch_cannot_use_is_refused_or_warned_of_with_the_reason(
     with pytest.raises(
         UserError, match=r"--device cuda, but torch .* \(The NVIDIA driver .* too old \(found version 11040"
     ):
-        module._device("cuda", 0)
-    assert module._device("auto", 0).type == "cpu"
+        module.choose_device("cuda", 0)
+    assert module.choose_device("auto", 0).type == "cpu"
     assert "too old (found version 11040)), though there is an NVIDIA driver" in capsys.readouterr().err
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert module._device("auto", 0).type == "cpu"
-    assert module._device("cpu", 0).type == "cpu"
+    assert module.choose_device("auto", 0).type == "cpu"
+    assert module.choose_device("cpu", 0).type == "cpu"
     assert capsys.readouterr().err == ""
 
 

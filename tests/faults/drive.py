@@ -1,7 +1,8 @@
 """pretrain.py with a fault inside: FAULT in the environment says which, once.
 
-FAULT is JSON: {"kind", "rank", "point", "step", "once"}. `point` is a place in the run that `arm` knows, `step` the
-number of steps done when it strikes, `once` a file that is made when it has struck: what starts again is spared.
+FAULT is JSON: {"kind", "rank", "point", "step", "once", "after"}. `point` is a place in the run that `arm` knows,
+`step` the number of steps done when it strikes, `once` a file that is made when it has struck: what starts again is
+spared. `after` is how many seconds later it strikes, at once where it is left out.
 """
 
 import contextlib
@@ -35,6 +36,7 @@ def strike() -> None:
     if not here or steps_done < FAULT["step"] or struck.exists():
         return
     struck.touch()
+    time.sleep(FAULT.get("after", 0))
     KINDS[FAULT["kind"]]()
 
 

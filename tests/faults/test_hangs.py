@@ -1,6 +1,5 @@
 """Ranks that stand still with all that they hold: found in time, named, their stacks written; then as after a kill."""
 
-import re
 import signal
 from pathlib import Path
 
@@ -15,12 +14,12 @@ TIMEOUT = ("--hang-timeout", 5)
 @pytest.mark.parametrize("kind", ["stop", pytest.param("lock held", marks=pytest.mark.faults)])
 def test_a_rank_that_stands_still_is_named_and_ended(undisturbed: str, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "run"
-    codes = run(2, out, *SHORT, *TIMEOUT, fault=a_fault(tmp_path, kind, "forward", 7, 1))
-    assert codes == [EXIT_CODE, -signal.SIGKILL]
+    # Once it has said that it trains: a fast machine is at its seventh step before the rank has said anything again.
+    fault = {**a_fault(tmp_path, kind, "forward", 7, 1), "after": 1.5}
+    assert run(2, out, *SHORT, *TIMEOUT, fault=fault) == [EXIT_CODE, -signal.SIGKILL]
     (told,) = sentences(out, "error: ")
     assert told.startswith("error: the run hangs: nothing is heard for ")
-    # What it said last: on a fast machine it gets to its seventh step before it has said that it trains.
-    assert re.search(r" of rank 1 \((starting|training) after step \d", told)
+    assert " of rank 1 (training after step " in told
     assert str(out / "stacks") in told
     assert "in forward" in (out / "stacks/rank_00000.txt").read_text()
     check_goes_on(out, undisturbed)
