@@ -78,9 +78,9 @@ def test_without_stop_gradient_the_verdict_is_collapsed_within_two_epochs(forked
 
 
 @pytest.mark.slow
-def test_with_stop_gradient_every_verdict_is_ok_and_knn_gains(forked, tmp_path: Path) -> None:
-    four_of_eight = ("--epochs", 8, "--max-steps", 312, "--knn-every", 4)
-    forked("pretrain.py", *SMALL, *four_of_eight, "--out", tmp_path)
+def test_with_stop_gradient_every_verdict_is_ok_and_knn_gains_15_points(forked, tmp_path: Path) -> None:
+    eight = ("--epochs", 8, "--knn-every", 4)
+    forked("pretrain.py", *SMALL, *eight, "--out", tmp_path)
     assert {line["verdict"] for line in measures(tmp_path) if "verdict" in line} == {"ok"}
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["knn"] > summary["knn_random"] + 10  # 15 to 35 were seen over four seeds, 14 on another kernel
+    assert summary["knn"] > summary["knn_random"] + 15
