@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import measure, optim, peer_loops, startup
+from benchmarks import measure, optim, peer_loops, precision, startup
 from benchmarks.bound import count
 from simsiam.methods.simsiam import SimSiam
 from tests.conftest import ROOT
@@ -37,7 +37,7 @@ def bench(call: Callable[..., int], tmp_path: Path) -> Callable[..., tuple[str, 
 
     def run(script: str, *arguments: object) -> tuple[str, Ratios]:
         out = tmp_path / "bench.md"
-        assert call(f"benchmarks/{script}.py", *arguments, "--append", out) == 0
+        assert call(f"benchmarks/{script}.py", "--append", out, *arguments) == 0
         text = out.read_text()
         _, _, rows = text.partition("| ratio | measured | goal | met |\n|---|---|---|---|\n")
         return text, {name: float(value) for name, value in re.findall(r"^\| (.+?) \| ([\d.e+-]+)", rows, re.M)}
@@ -67,6 +67,14 @@ def test_what_crosses_two_ranks_is_as_the_formula_says(bench: Callable) -> None:
     assert (calls, sent) == (calls_by_formula, sent_by_formula)
     assert int(calls) > 0
     assert [name.partition(",")[0] for name in ratios] == ["2 ranks over 2 times 1", "2 ranks over 2 processes alone"]
+
+
+def test_precisions_are_compared_by_their_spread_over_seeds(bench: Callable) -> None:
+    assert precision.errors_apart([80.0, 82.0, 84.0], [79.0, 81.0, 83.0]) == pytest.approx(1 / (8 / 3) ** 0.5)
+    tiny = ("--views.size", 8, "--views.resize", 8, "--max-steps", 2, "--workers", 0, "--device", "cpu")
+    text, _ = bench("precision", "--precisions", "fp32", "--rounds", 2, "--", *tiny)
+    seeds = re.search(r"^\| fp32 \| ([\d.]+) \| ([\d.]+) \| [\d.]+ \|$", text, re.M)
+    assert seeds[1] != seeds[2]
 
 
 def test_step_reports_all_its_sides(bench: Callable) -> None:
