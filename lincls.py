@@ -57,11 +57,12 @@ def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", 
     from simsiam.export.write import encoder_hash
     from simsiam.run.journal import Journal
     from simsiam.run.start import check_start
-    from simsiam.settings.derive import derive
+    from simsiam.settings.derive import check_divides, derive
     from simsiam.training.build import build_state
     from simsiam.training.fit import fit
 
     # Encoder: before the data, so that a mistake in its name costs no decoding.
+    check_divides(settings, runtime.world_size)
     torch.manual_seed(settings.seed)
     encoder = pretrained_encoder(settings)
 

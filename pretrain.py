@@ -49,7 +49,7 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     from simsiam.methods.registry import build_method
     from simsiam.run.journal import Journal
     from simsiam.run.start import check_start
-    from simsiam.settings.derive import derive
+    from simsiam.settings.derive import check_divides, derive
     from simsiam.settings.view_recipes import check_view_recipes, view_recipes
     from simsiam.training.build import build_state, count_parameters
     from simsiam.training.clock import Clock, due
@@ -60,6 +60,7 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     from simsiam.training.step import train_step
 
     # What there is to go on from, and the network: before the data, so that a mistake in a name costs no decoding.
+    check_divides(settings, runtime.world_size)
     checkpoints = Checkpoints(folder.checkpoints, settings.checkpoint, runtime)
     found = checkpoints.find(settings.resume)
     trace = StepTrace(settings.profile, folder.path, runtime)

@@ -54,8 +54,10 @@ def semisup(settings: FineTune, cells: list[dict[str, float]], runtime: "Runtime
     from simsiam.evaluation.labelled_sets import open_labelled
     from simsiam.evaluation.ledger import config_hash
     from simsiam.evaluation.pretrained import Subject, pretrained_encoder
+    from simsiam.settings.derive import check_divides
 
     # Encoder: before the data, so that a mistake in its name costs no decoding.
+    check_divides(settings, runtime.world_size)
     torch.manual_seed(settings.seed)
     encoder = pretrained_encoder(settings)
     sets = open_labelled(settings, runtime)

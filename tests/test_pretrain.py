@@ -71,8 +71,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(forked, tmp_path:
         (("--out", "/dev/null/run"), "cannot be written"),
         (("--data", ""), "No dataset is given"),
         (("--resume", "/no/such/run"), "no checkpoint"),
-        (("--profile", "-1"), "--profile -1 is below 0"),
-        (("--optim.final_lr", "-0.1"), "--optim.final_lr -0.1"),
+        (("--profile", "-1"), "--profile is -1; it must be at least 0"),
+        (("--optim.final_lr", "-0.1"), "--optim.final-lr is -0.1"),
         (("--init", "/no/such/encoder"), "/no/such/encoder"),
         (("--method.projector_hidden", f"{10**13}"), "rank 0 has no memory left on cpu"),
     ],
@@ -241,8 +241,15 @@ def test_a_folder_that_cannot_be_trained_on_is_one_sentence(
 
 @pytest.mark.parametrize(
     "mistake",
-    [("--encoder", "resnet5O"), ("--batch-size", 99999), ("--resume", "/no/such/run"), ("--method.dim", 32)],
-    ids=["encoder", "batch", "resume", "width"],
+    [
+        ("--encoder", "resnet5O"),
+        ("--batch-size", 99999),
+        ("--resume", "/no/such/run"),
+        ("--method.dim", 32),
+        ("--max-steps", 2, "--max-wall-time", "5x"),
+        ("--max-steps", 2, "--workers", -1),
+    ],
+    ids=["encoder", "batch", "resume", "width", "time", "workers"],
 )
 def test_a_mistake_leaves_a_finished_run_as_it_was(call, tmp_path: Path, mistake: tuple) -> None:
     run = ("pretrain.py", *TINY, "--max-steps", 1, "--knn-every", 0, "--out", tmp_path)

@@ -91,6 +91,8 @@ def test_a_sweep_cut_off_inside_a_cell_ends_as_an_undisturbed_one(
     assert (summary["lr"], summary["head_lr"]) == (best["lr"], best["head_lr"])
     assert figures(tmp_path / "twice")["top1"] == summary["top1"]
 
+    same = ("--hang-timeout", 60, "--world-size", 1, "--max-wall-time", "1:00:00", "--val-every", 2)
+    assert call("semisup.py", *given, *same, "--out", tmp_path / "twice") == 0
     assert call("semisup.py", *given, "--out", tmp_path / "twice", "--epochs", 3) == 2
     assert "holds a run with other settings (epochs was 2 and is 3)" in capsys.readouterr().err
     assert call("semisup.py", *given, "--out", tmp_path / "twice", "--resume", "never") == 2

@@ -10,6 +10,7 @@ choose among.
 """
 
 import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     from simsiam.distributed.runtime import Runtime
 
 KINDS = {"linear": Linear, "finetune": FineTune, "few-shot": FewShot}
+# Of the settings that a training command has those that read images, make features, or draw them.
+FEW_SHOT = {
+    "data", "out", "subset", "checksums", "download", "loader", "dali", "workers", "device", "precision", "views",
+    "seed", "pretrained", "encoder", "shots", "trials", "inverse_l2", "hide_progress", "debug", "world_size",
+}  # fmt: skip
 
 
 @ends_with_a_sentence
@@ -56,9 +62,13 @@ def run_few_shot(settings: FewShot) -> None:
     """Prints mean and interval for each number of shots, and writes few_shot.json."""
     from simsiam.distributed.runtime import running
 
-    if min(settings.shots, default=0) < 1 or settings.trials < 1:
-        raise UserError("--shots and --trials must be at least 1, such as --shots [1,5,10] --trials 10")
-    with running(settings.device) as runtime:
+    if not settings.shots:
+        raise UserError("--shots names no number of images; write such as --shots [1,5,10]")
+    plain = asdict(FewShot())
+    idle = [key for key, value in asdict(settings).items() if key not in FEW_SHOT and value != plain[key]]
+    if idle and not settings.debug:
+        raise UserError(f"few-shot trains no network, so it has no use for {', '.join(idle)}; leave that out")
+    with running(settings.device, settings.world_size) as runtime:
         few_shots(settings, runtime)
 
 

@@ -41,10 +41,10 @@ def run(settings: Detect, runtime: "Runtime", folder: "RunFolder") -> None:
     from simsiam.detection.sets import open_sets
     from simsiam.detection.trials import run_trials
     from simsiam.evaluation.pretrained import pretrained_encoder
+    from simsiam.settings.derive import check_divides
 
-    if settings.trials < 1:
-        raise UserError(f"--trials {settings.trials} must be at least 1")
     if not settings.evaluate_only:
+        check_divides(settings, runtime.world_size)
         # Once before the annotations, which take long to read: a mistake in its name costs nothing then.
         pretrained_encoder(settings)
     data = runtime.on_main(lambda: open_sets(settings))

@@ -14,13 +14,9 @@ from simsiam.errors import UserError
 from simsiam.settings.tree import Knn, Linear, Pretrain, Run, Views
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import torch
     from torch import nn
 
     from simsiam.data.image_set import ImageSet
-    from simsiam.data.labelled import CentreBatches, Centred
     from simsiam.distributed.runtime import Runtime
     from simsiam.evaluation.knn import KnnAnswer
 
@@ -97,7 +93,7 @@ def _measure(
     """Opens, says what will be done, does it and says what came out; the figures are those of knn.json."""
     import torch
 
-    from simsiam.data.loaders import choose_images
+    from simsiam.data.loaders import choose_centres, choose_images
     from simsiam.data.open import open_images
     from simsiam.evaluation.knn import knn
     from simsiam.export.write import encoder_hash
@@ -138,7 +134,7 @@ def _measure(
     answer = knn(
         encoder.to(runtime.device, memory_format=torch.channels_last), train, val, views, runtime,
         ks=ks, temperatures=temperatures, batch=arguments.batch_size, precision=precision,
-        centres=_centres(settings, runtime.device), show_progress=True,
+        centres=choose_centres(settings, runtime.device), show_progress=True,
     )  # fmt: skip
     figures |= {
         "bank_images": answer.bank,
@@ -224,20 +220,6 @@ def _said(info: dict[str, str], key: str, kind: type) -> Any:
         raise UserError(
             f"{info['path']} says that its {key} is {info[key]!r}, which is no {what}; name a --recipe instead"
         ) from None
-
-
-def _centres(settings: Run, device: "torch.device") -> "CentreBatches":
-    """As `choose_centres`, but without processes where the images are in memory."""
-    from simsiam.data.labelled import centre_batches
-    from simsiam.data.loaders import choose_centres
-    from simsiam.data.resident import ResidentImages
-
-    chosen = choose_centres(settings, device)
-
-    def centres(images: "ImageSet", *rest: Any) -> "Iterator[Centred]":
-        return (centre_batches if isinstance(images, ResidentImages) else chosen)(images, *rest)
-
-    return centres
 
 
 def _encoder(arguments: argparse.Namespace) -> tuple["nn.Module", dict[str, str]]:

@@ -12,7 +12,6 @@ from simsiam.detection.batches import Batch, Target
 from simsiam.detection.precise_bn import update_batchnorm_statistics
 from simsiam.detection.schedule import StepSchedule
 from simsiam.distributed.runtime import Runtime
-from simsiam.errors import UserError
 from simsiam.evaluation.pretrained import pixel_statistics
 from simsiam.models.batchnorm import ViewBatchNorm, per_view_batchnorm
 from simsiam.optim.build import begin_moments, begin_momentum
@@ -99,8 +98,6 @@ def as_float(image: Tensor) -> Tensor:
 def derive_steps(settings: Detect, world_size: int, num_images: int) -> Numbers:
     """The numbers of a run whose length is in steps. Raises UserError where they do not work out."""
     check_batch(settings, world_size, num_images)
-    if settings.iterations < 1 or min(settings.precise_bn, settings.test_every) < 0:
-        raise UserError("--iterations must be at least 1, --precise-bn and --test-every at least 0")
     peak_lr = settings.optim.lr * settings.batch_size / 16
     return numbers_of(settings, world_size, num_images, settings.iterations, peak_lr)
 

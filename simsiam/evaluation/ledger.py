@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import platform
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,15 +23,10 @@ from simsiam.data.subset_lists import all_names
 from simsiam.distributed.runtime import Runtime
 from simsiam.distributed.threads import usable_cores
 from simsiam.errors import UserError
+from simsiam.settings.effects import UNMEASURED
 from simsiam.settings.tree import Job
 
 _log = logging.getLogger(__name__)
-
-NOT_HASHED = frozenset((
-    "out", "data", "pretrained", "workers", "loader", "device", "download", "hide_progress", "log_every", "resume",
-    "dali", "checkpoint", "debug", "evaluate_only",
-))  # fmt: skip
-"""Settings that do not change a result, or that another hash of `Result` covers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,12 +141,13 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def config_hash(settings: Job) -> str:
-    """SHA-256, in hex, of the settings that may change a result, as JSON with sorted keys.
+def config_hash(settings: Job, without: Collection[str] = UNMEASURED) -> str:
+    """SHA-256, in hex, of the settings that may change a result, or of all but `without`, as JSON with sorted keys.
 
-    A setting that a later version adds gives its runs another hash than those of this version.
+    A setting that a later version adds gives its runs another hash than those of this
+    version.
     """
-    values = {key: value for key, value in asdict(settings).items() if key not in NOT_HASHED}
+    values = {key: value for key, value in asdict(settings).items() if key not in without}
     text = json.dumps(_canonical(values), sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

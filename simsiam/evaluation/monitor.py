@@ -8,7 +8,6 @@ from torch import nn
 
 from simsiam.data.datasets import has_split
 from simsiam.data.image_set import ImageSet
-from simsiam.data.labelled import centre_batches
 from simsiam.data.loaders import choose_centres, choose_images
 from simsiam.data.open import open_images
 from simsiam.data.resident import ResidentImages
@@ -57,6 +56,6 @@ class KnnMonitor:
         with torch.compiler.set_stance("force_eager") if settings.compile else nullcontext():
             return knn_accuracy(
                 encoder, self._train, self._val, settings.views, self._runtime, k=knn.k, temperature=knn.temperature,
-                centres=centre_batches if isinstance(self._train, ResidentImages) else self._centres,
+                centres=self._centres,
                 show_progress=not settings.hide_progress and not isinstance(self._train, ResidentImages),
             )  # fmt: skip

@@ -10,28 +10,9 @@ import yaml
 
 from simsiam.atomic import write_atomically
 from simsiam.errors import UserError
+from simsiam.settings.effects import FREE
 from simsiam.settings.plain_yaml import plain_yaml
 from simsiam.settings.tree import Job
-
-# A setting counts unless it is here: one that is forgotten here is refused, one too many here changes a run unseen.
-FREE = frozenset((
-    # Where things are. What lies there counts: the images by the data's hash, the encoder by subject.json.
-    "out", "data", "download", "pretrained",
-    # How it is computed. Order and views come from (seed, epoch, sample) in every loader; what is left is rounding,
-    # which the facts below speak of. `precision` is not here: another choice of it is meant to change arithmetic.
-    "workers", "loader", "dali", "device", "compile", "cuda_graphs", "recompute",
-    # When it begins, stops and is saved: the schedule is one of epochs or iterations, and max_steps cuts it off.
-    "resume", "max_steps", "max_wall_time", "hang_timeout", "checkpoint",
-    # What is checked before it begins. The number of ranks is a fact below.
-    "world_size", "skip_preflight", "allow_change",
-    # What is seen of it. None of these moves a weight; batch norm is put back after a look. Health may end a run, not
-    # bend it. A trial of several is a run in a folder of its own.
-    "log_every", "hide_progress", "profile", "knn_every", "knn", "health", "val_every", "test_every", "visualize",
-    "trials",
-    # Other runs: `debug` has a folder of its own and never goes on, `evaluate_only` trains nothing.
-    "debug", "evaluate_only",
-))  # fmt: skip
-"""Settings, and sections of them, that do not change what is learned."""
 
 _MOST_SHOWN = 6
 _NONE = "not set"

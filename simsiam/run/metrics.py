@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from simsiam.atomic import write_atomically
+
 
 class Metrics:
     """Writes scalars of a run. On a resume at step s the lines of later steps are cut off, so each step stands once.
@@ -25,8 +27,11 @@ class Metrics:
             return
         from simsiam.run.board import Board, Growing  # here, since TensorBoard takes long to import
 
-        lines = self._path.read_text().splitlines() if self._path.exists() and step else []
-        self._path.write_text("".join(line + "\n" for line in lines if _step(line) <= step))
+        text = self._path.read_text() if self._path.exists() else ""
+        kept = "".join(line + "\n" for line in text.splitlines() if step and _step(line) <= step)
+        if kept != text:
+            with self.whatever_the_disk_says():
+                write_atomically(self._path, kept)
         self._file = Growing(self._path)
         self._board = Board(folder / "tensorboard", purge_step=step + 1 if step else 0)
 

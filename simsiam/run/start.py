@@ -8,6 +8,7 @@ from simsiam.distributed.runtime import Runtime
 from simsiam.evaluation.ledger import config_hash
 from simsiam.run.changes import check_facts, read_facts, rounding_changes, write_facts
 from simsiam.run.folder import RunFolder, make_writable
+from simsiam.settings.effects import OF_A_NODE
 from simsiam.settings.tree import Job
 from simsiam.training.state import TrainState
 
@@ -53,7 +54,7 @@ def check_start(
         runtime.on_main(lambda: make_writable(checkpoints.folder, option))
         found = preflight(
             runtime,
-            {"settings": config_hash(settings), "dataset": data_sha256},
+            {"settings": config_hash(settings, OF_A_NODE), "dataset": data_sha256},
             folder=checkpoints.folder,
             checkpoint_bytes=0 if elsewhere else sum(tensor.nbytes for tensor in state.tensors().values()),
             workers=getattr(settings, "workers", 0),

@@ -1,4 +1,4 @@
-"""Settings + number of ranks and images -> the numbers of the run, checked before anything is built."""
+"""Settings + number of ranks and images -> the numbers of the run."""
 
 from dataclasses import dataclass
 
@@ -34,12 +34,6 @@ class Numbers:
 
 def derive(settings: Run, world_size: int, num_images: int) -> Numbers:
     """The run's numbers. Raises UserError where they do not work out."""
-    if settings.epochs < 1:
-        raise UserError(f"--epochs {settings.epochs} must be at least 1")
-    if settings.optim.final_lr < 0 or (settings.optim.final_lr and not settings.optim.lr):
-        raise UserError(
-            f"--optim.final_lr {settings.optim.final_lr} is to be at least 0, and --optim.lr above 0 where it is more"
-        )
     check_batch(settings, world_size, num_images)
     total = settings.epochs * (num_images // settings.batch_size)
     return numbers_of(settings, world_size, num_images, total, settings.optim.lr * settings.batch_size / 256)
@@ -62,11 +56,17 @@ def numbers_of(settings: Job, world_size: int, num_images: int, total_steps: int
 
 def check_batch(settings: Job, world_size: int, num_images: int) -> None:
     """Raises UserError where the batch does not divide over ranks and micro-batches, or outgrows the set."""
+    check_divides(settings, world_size)
     batch, pieces = settings.batch_size, world_size * settings.accumulate
-    if min(batch, settings.accumulate) < 1:
-        raise UserError("--batch-size and --accumulate must be at least 1")
-    if settings.max_steps < 0:
-        raise UserError(f"--max-steps {settings.max_steps} is below 0; 0 is no limit")
+    if num_images < batch:
+        fits = num_images // pieces * pieces
+        remedy = f"take --batch-size {fits}" if fits else "use fewer ranks or micro-batches"
+        raise UserError(f"--batch-size {batch} is larger than the training set of {num_images} images; {remedy}")
+
+
+def check_divides(settings: Job, world_size: int) -> None:
+    """Raises UserError where the batch does not divide over ranks and micro-batches."""
+    batch, pieces = settings.batch_size, world_size * settings.accumulate
     if batch % pieces:
         lower, upper = batch // pieces * pieces, -(-batch // pieces) * pieces
         near = " or ".join(str(b) for b in (lower, upper) if b)
@@ -74,7 +74,3 @@ def check_batch(settings: Job, world_size: int, num_images: int) -> None:
             f"--batch-size {batch} does not divide over {world_size} ranks x {settings.accumulate} micro-batches; "
             f"take {near}"
         )
-    if num_images < batch:
-        fits = num_images // pieces * pieces
-        remedy = f"take --batch-size {fits}" if fits else "use fewer ranks or micro-batches"
-        raise UserError(f"--batch-size {batch} is larger than the training set of {num_images} images; {remedy}")

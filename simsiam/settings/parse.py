@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_parsing_settings
 
 from simsiam.errors import UserError
+from simsiam.settings.limits import check_limits
 from simsiam.settings.plain_yaml import plain_yaml
 from simsiam.settings.tree import Job
 
@@ -52,7 +53,7 @@ def parse(kind: type[S], argv: list[str] | None = None, *, recipe: str, prog: st
         prog: the command's name in help and messages.
 
     Raises:
-        UserError: an unknown recipe, key or value.
+        UserError: an unknown recipe or key, and a value that it cannot have.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     keys = setting_types(kind)
@@ -76,6 +77,7 @@ def parse(kind: type[S], argv: list[str] | None = None, *, recipe: str, prog: st
         data=settings.data or os.environ.get("DATA", ""),
         out=settings.out or str(Path(os.environ.get("LOG", "runs")) / path.stem),
     )
+    check_limits(settings)
     return settings.debugged(int(os.environ.get("WORLD_SIZE", 1))) if settings.debug else settings
 
 

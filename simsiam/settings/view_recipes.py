@@ -35,6 +35,15 @@ def view_recipes(settings: Run, epoch: int, num_views: int) -> list[Views]:
     return [*(_changed(views, branch) for branch in branches), *[small_view] * small.count]
 
 
+def check_views(views: Views) -> None:
+    """Raises UserError for a value that no view can be made with."""
+    if views.size < 1:
+        raise UserError(f"views.size {views.size} must be at least 1")
+    if not min(views.std) > 0:
+        raise UserError(f"views.std {list(views.std)} must be three numbers above 0: pixels are divided by it")
+    _check_range(views, "views.{}")
+
+
 def check_view_recipes(settings: Pretrain, num_views: int, takes_small_views: bool) -> None:
     """Raises UserError where branches, small views or schedule are not what they can be.
 
@@ -42,14 +51,8 @@ def check_view_recipes(settings: Pretrain, num_views: int, takes_small_views: bo
         num_views: views of full size that the method takes; takes_small_views: whether it takes small ones too.
     """
     method, small = settings.method.get("name"), settings.small_views
-    if settings.views.size < 1:
-        raise UserError(f"views.size {settings.views.size} must be at least 1")
-    if not min(settings.views.std) > 0:
-        raise UserError(f"views.std {list(settings.views.std)} must be three numbers above 0: pixels are divided by it")
-    _check_range(settings.views, "views.{}")
+    check_views(settings.views)
     _check_branches(settings.branches, "branches", num_views, method)
-    if small.count < 0:
-        raise UserError(f"small_views.count {small.count} is below 0; 0 is none")
     if small.count and not takes_small_views:
         raise UserError(
             f"small_views.count is {small.count}, but method {method!r} takes no small views; set it to 0 or take a "

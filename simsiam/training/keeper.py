@@ -14,7 +14,8 @@ from simsiam.errors import TrainingStopped, UserError
 from simsiam.run.journal import Journal
 from simsiam.settings.derive import Numbers
 from simsiam.settings.tree import Job
-from simsiam.training.clock import Clock, due, wall_seconds
+from simsiam.settings.wall_time import wall_seconds
+from simsiam.training.clock import Clock, due
 from simsiam.training.finite import FiniteGuard
 from simsiam.training.signals import Signals
 from simsiam.training.state import TrainState

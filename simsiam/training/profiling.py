@@ -8,7 +8,6 @@ from types import TracebackType
 from torch.profiler import profile, schedule
 
 from simsiam.distributed.runtime import Runtime
-from simsiam.errors import UserError
 
 _BEFORE, _WARM = 3, 2  # steps that are not traced: those that make buffers, and those in which the profiler starts
 _ROWS = 40
@@ -22,8 +21,6 @@ class StepTrace:
     """
 
     def __init__(self, steps: int, folder: Path, runtime: Runtime) -> None:
-        if steps < 0:
-            raise UserError(f"--profile {steps} is below 0; 0 traces no step")
         self._steps, self._folder, self._runtime = steps, folder / "profile", runtime
         self._done = self._step = 0
         when = schedule(wait=_BEFORE, warmup=_WARM, active=steps, repeat=1) if steps else None

@@ -106,7 +106,6 @@ def test_exact_statistics_are_there_inside_and_gone_outside(run: Detect, batches
     [
         ({"batch_size": 9}, "larger than the training set of 8"),
         ({"batch_size": 5, "accumulate": 2}, "take 4 or 6"),
-        ({"iterations": 0}, "--iterations must be at least 1"),
     ],
 )
 def test_numbers_that_do_not_work_out(voc: Path, others: dict, says: str) -> None:

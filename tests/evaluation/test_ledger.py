@@ -162,13 +162,15 @@ def test_settings_that_change_no_result_change_no_hash():
     base = Linear(data="a", out="a", pretrained="a")
     other = Linear(
         data="b", out="b", pretrained="b", workers=1, loader="dali", device="cpu", download=True, hide_progress=True,
-        log_every=1, resume="never", dali=Dali(threads=3), debug=True, evaluate_only=True,
+        log_every=1, resume="never", dali=Dali(threads=3), debug=True, evaluate_only=True, hang_timeout=60,
+        max_wall_time="1:00:00", world_size=2, skip_preflight=True, allow_change=["seed"], val_every=3,
     )  # fmt: skip
     assert config_hash(base) == config_hash(other)
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"epochs": 3}, {"subset": "1pct"}, {"batch_size": 8}, {"optim": Optim(lr=1)}]
+    "change",
+    [{"seed": 1}, {"epochs": 3}, {"subset": "1pct"}, {"batch_size": 8}, {"optim": Optim(lr=1)}, {"max_steps": 1}],
 )
 def test_settings_that_change_a_result_change_the_hash(change):
     assert config_hash(Linear(**change)) != config_hash(Linear())

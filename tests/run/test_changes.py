@@ -9,7 +9,6 @@ import yaml
 
 from simsiam.errors import UserError
 from simsiam.run.changes import (
-    FREE,
     Change,
     changed_settings,
     check_facts,
@@ -20,6 +19,7 @@ from simsiam.run.changes import (
 )
 from simsiam.run.folder import RunFolder
 from simsiam.settings.detect import Detect
+from simsiam.settings.effects import FREE, UNMEASURED
 from simsiam.settings.tree import FineTune, Linear, Optim, Pretrain, Views
 
 BEGAN = Pretrain(
@@ -118,6 +118,7 @@ def test_every_setting_is_known_to_count_or_not() -> None:
     known = {field.name for kind in (Pretrain, Linear, FineTune, Detect) for field in fields(kind)}
     assert known - FREE == set(COUNTED.split())
     assert known >= FREE
+    assert {"max_steps", "trials", "knn"} == FREE - UNMEASURED
 
 
 FACTS = {"data_sha256": "d" * 64, "code": "0.1 abc", "torch": "2.13.0", "ranks": 2, "threads": 1, "device": "cpu"}

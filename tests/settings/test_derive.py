@@ -30,9 +30,6 @@ def test_max_steps_ends_the_run_and_leaves_the_schedule(max_steps: int, stop: in
 @pytest.mark.parametrize(
     ("run", "ranks", "images", "says"),
     [
-        (Run(batch_size=0), 1, 100, "at least 1"),
-        (Run(accumulate=0), 1, 1000, "at least 1"),
-        (Run(epochs=0), 1, 1000, "at least 1"),
         (Run(batch_size=50), 4, 100, "4 ranks x 1 micro-batches; take 48 or 52$"),
         (Run(batch_size=50, accumulate=3), 4, 100, "4 ranks x 3 micro-batches; take 48 or 60$"),
         (Run(batch_size=3), 4, 100, "take 4$"),

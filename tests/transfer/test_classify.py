@@ -39,8 +39,12 @@ def test_few_shot_says_mean_and_interval_the_same_on_two_ranks(call: Call, forke
     [
         ((), "--protocol is missing; take one of linear, finetune, few-shot"),
         (("--protocol", "logistic"), "--protocol logistic; take one of"),
-        (("--protocol", "few-shot", *GIVEN, "--shots", "[0]"), "--shots and --trials must be at least 1"),
+        (("--protocol", "few-shot", *GIVEN, "--shots", "[0]"), "--shots is 0; it must be at least 1"),
         (("--protocol", "few-shot", *GIVEN, "--shots", "[500]"), "--shots 500 is more than the"),
+        (
+            ("--protocol", "few-shot", *GIVEN, "--optim.lr", 3, "--epochs", 2),
+            "no use for epochs, optim; leave",
+        ),
         (("--protocol", "linear", *GIVEN, "--shots", "[1]"), "Unknown setting 'shots'"),
     ],
 )

@@ -149,7 +149,7 @@ def test_a_mistake_is_one_sentence_before_anything_is_trained(
         (("--data", voc, "--pretrained", wrong), "strange.pth"),
         (("--data", voc, "--pretrained", "random", "--encoder", "resnet8"), "cannot become a detector"),
         (("--data", unknown, *RANDOM), "train_000002.xml has an object of the class 'blob"),
-        ((*good, "--trials", 0), "--trials 0 must be at least 1"),
+        ((*good, "--trials", 0), "--trials is 0; it must be at least 1"),
         ((*good, "--batch-size", 64), "larger than the training set of 6 images"),
         ((*good, "--evaluate-only"), "is no detector of transfer/detect.py"),
         ((*good, "--epochs", 3), "Unknown setting 'epochs' for detect.py"),

@@ -97,7 +97,7 @@ def make_loader(images: ImageSet, plan: Plan, settings: Run, num_views: int, dev
 
 
 def choose_centres(settings: Run, device: torch.device) -> "CentreBatches":
-    """How a run reads what it is tested on: by DALI where it would train by DALI, else by worker processes."""
+    """How a run reads what it is tested on: out of memory, by DALI where it would train by it, else by workers."""
     from simsiam.data.labelled import centre_batches
 
     def centres(images: ImageSet, samples: np.ndarray, views: Views, batch: int) -> "Iterator[Centred]":
@@ -105,6 +105,7 @@ def choose_centres(settings: Run, device: torch.device) -> "CentreBatches":
             from simsiam.data.loaders.dali_centre import dali_centre_batches
 
             return dali_centre_batches(images, samples, views, batch, settings, device)
-        return centre_batches(images, samples, views, batch, settings.workers)
+        workers = 0 if isinstance(images, ResidentImages) else settings.workers
+        return centre_batches(images, samples, views, batch, workers)
 
     return centres
