@@ -1,22 +1,32 @@
 """Files that a reader sees whole, old or new."""
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replaces a file in one move, so that a reader sees the old or the new one whole; a link, and not what it names.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A draft to write, which takes the place of a file in one move; a link's own, and not that of what it names.
 
-    Raises OSError where it cannot be written, and then leaves the old one.
+    Raises OSError where it cannot be written. After that, or any other error, the old file is there and the draft not.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield draft
+        descriptor = os.open(draft, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # or a power cut after the move could leave the name without the bytes
+        finally:
+            os.close(descriptor)
+        os.replace(draft, path)
     finally:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replaces a file by `content` as `replacing` does. Raises OSError where it cannot be written."""
+    with replacing(path) as draft:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)

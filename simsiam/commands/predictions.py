@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from simsiam.atomic import replacing
 from simsiam.data.augment import Augment
 from simsiam.data.index import Index, Strings
 from simsiam.data.labelled import centre_batches
@@ -148,20 +149,18 @@ def writing(path: str) -> Iterator[TextIO]:
     final = Path(path)
     if final.exists() and not final.is_file():
         raise UserError(f"--out {final} is a folder or device; give a file, or - for stdout.")
-    unfinished = final.with_name(f".{final.name}.{os.getpid()}.unfinished")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        # A file's name need not be UTF-8.
-        with unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        # A file's name need not be UTF-8. It is closed, and so written, before its draft is moved.
+        with (
+            replacing(final) as draft,
+            draft.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+        ):
             yield file
-        os.replace(unfinished, final)
     except OSError as error:
         raise UserError(
             f"The predictions {final} cannot be written ({error.strerror or error}); give --out another file."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
 
 
 @contextlib.contextmanager

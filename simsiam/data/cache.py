@@ -5,6 +5,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from simsiam.atomic import replacing
+
 
 def cache_root() -> Path:
     """`$SIMSIAM_CACHE`, or `~/.cache/simsiam`; it need not exist."""
@@ -16,11 +18,7 @@ def keep(path: Path, write: Callable[[Path], object]) -> None:
 
     A cache that cannot be written costs the next run what this one has just made, and this one nothing.
     """
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with suppress(OSError):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as draft:
             write(draft)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)  # a part of it, where the disk is full

@@ -1,7 +1,6 @@
 """Box and mask AP on COCO, by faster-coco-eval, and results in the format that the official tools score."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simsiam.atomic import write_atomically
 from simsiam.detection.detections import Detections, Rle
 from simsiam.errors import UserError
 
@@ -124,12 +124,7 @@ def write_results(
 ) -> None:
     """Writes COCO's results JSON, a file a type, which appears under its name when it is whole."""
     rows = coco_results(detections, iou_type, image_ids=image_ids, category_ids=category_ids)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        unfinished.write_text(json.dumps(rows), encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_atomically(path, json.dumps(rows))
 
 
 def _read(path: Path) -> dict[str, Any]:

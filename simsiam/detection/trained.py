@@ -1,7 +1,6 @@
 """The file of a trained detector: its tensors, and all that it takes to build the network again."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
+from simsiam.atomic import replacing
 from simsiam.detection.rcnn import build_detector
 from simsiam.errors import UserError
 from simsiam.models.encoders import build_encoder
@@ -33,9 +33,8 @@ def write_detector(
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in rcnn.state_dict().items()}
     told = {**about, "encoder": encoder, "classes": classes, "arguments": arguments}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    safetensors.torch.save_file(tensors, temporary, {"format": "pt", "detector": json.dumps(told)})
-    os.replace(temporary, path)
+    with replacing(path) as draft:
+        safetensors.torch.save_file(tensors, draft, {"format": "pt", "detector": json.dumps(told)})
 
 
 def read_detector(path: Path) -> ReadDetector:

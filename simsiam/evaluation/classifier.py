@@ -1,7 +1,6 @@
 """The file of a trained classifier: one linear layer, and what must come before it."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +9,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from simsiam.atomic import replacing
 from simsiam.errors import UserError
 from simsiam.settings.tree import Views
 
@@ -35,9 +35,8 @@ def about_views(views: Views) -> dict[str, str]:
 def write_classifier(head: nn.Linear, classes: tuple[str, ...], path: Path, about: Mapping[str, str]) -> None:
     """Weight (C, D) and bias (C,) as safetensors; class names and `about` in its metadata."""
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in head.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.unfinished")
-    safetensors.torch.save_file(tensors, temporary, {"format": "pt", **about, "classes": json.dumps(classes)})
-    os.replace(temporary, path)
+    with replacing(path) as draft:
+        safetensors.torch.save_file(tensors, draft, {"format": "pt", **about, "classes": json.dumps(classes)})
 
 
 def read_classifier(path: Path) -> ReadClassifier:

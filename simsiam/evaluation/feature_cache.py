@@ -6,7 +6,6 @@ FOLDER/about.json           what all are of, and how many files; written when al
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from simsiam.atomic import write_atomically
+from simsiam.atomic import replacing, write_atomically
 from simsiam.data.crops import Crops
 from simsiam.data.image_set import ImageSet
 from simsiam.data.labelled import CentreBatches, centre_batches
@@ -184,7 +183,5 @@ def _read_index(path: Path) -> dict[str, np.ndarray]:
 
 
 def _write_index(path: Path, about: str, labels: Tensor, samples: Tensor, skipped: int) -> None:
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("wb") as file:
+    with replacing(path) as draft, draft.open("wb") as file:
         np.savez(file, about=about, labels=labels.numpy(), samples=samples.numpy(), skipped=skipped)
-    os.replace(temporary, path)

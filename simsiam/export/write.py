@@ -1,10 +1,8 @@
 """The encoder alone, as a file that other libraries load."""
 
-import contextlib
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from simsiam.atomic import write_atomically
 from simsiam.errors import UserError
 from simsiam.export.detectron2 import detectron2_config, detectron2_pickle
 from simsiam.export.names import without_wrappers
@@ -84,18 +83,10 @@ def _check_timm(name: str, path: Path) -> None:
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, "wb") as file:
-            file.write(content)
-            # Otherwise a power cut after the rename could leave an empty file under the final name.
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        write_atomically(path, content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
         raise UserError(
             f"The encoder file {path} cannot be written ({error.strerror or error}): "
             "choose a folder that you may write to and that has space."
