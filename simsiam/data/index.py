@@ -64,7 +64,7 @@ class Index:
         labels: int64 (N,), class numbers into `classes`, -1 for an unlabelled image.
         classes: class names in the order of their numbers; empty where nothing is labelled.
         byte_lengths: int64 (N,), size of each encoded image, -1 where it is not known. This and the next two are None
-            before anyone has read the files, for to ask a file system for a million sizes takes longer than to list.
+            before anyone has read the files: asking a file system for a million sizes takes longer than listing them.
         pixels: int32 (N, 2), height and width, (0, 0) where no header could be read.
         checksums: uint32 (N,), zlib.crc32 of each encoded image.
         shards, offsets: int32 and int64 (N,), which of `shard_names` an image lies in and its first byte there; None in

@@ -27,6 +27,15 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return add_up(value.detach().clone()) / world_size()
 
 
+@torch.no_grad()
+def share(statistics: list[Tensor]) -> None:
+    """Makes each of some tensors (C,), equal in shape on all ranks, the mean over ranks, in place: one collective."""
+    if world_size() == 1 or not statistics:
+        return
+    shared = mean_over_ranks(torch.cat(statistics)).split([len(statistic) for statistic in statistics])
+    torch._foreach_copy_(statistics, list(shared))
+
+
 def sum_over_ranks(value: Tensor) -> Tensor:
     """The sum over ranks of a tensor of equal shape on each, without gradient."""
     if world_size() == 1:

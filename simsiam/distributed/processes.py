@@ -1,4 +1,4 @@
-"""Processes by their numbers, of which /proc tells one that lives from one that had it before; and their parents."""
+"""A process by its number and start, for the kernel gives numbers again; and one that ends with its parent."""
 
 import ctypes
 import os

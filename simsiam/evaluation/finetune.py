@@ -2,11 +2,10 @@
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simsiam.distributed.collectives import mean_over_ranks, world_size
+from simsiam.distributed.collectives import share
 from simsiam.evaluation.linear import new_head
 from simsiam.models.batchnorm import per_view_batchnorm
 from simsiam.training.module import Moment, Trainable
@@ -48,12 +47,7 @@ class FineTuned(Trainable):
         """Encoder and head, which have rates of their own."""
         return {"encoder": list(self.encoder.parameters()), "head": list(self.head.parameters())}
 
-    @torch.no_grad()
     def after_step(self, at: Moment) -> None:
         """Running statistics that each rank gathered alone become their mean, the same everywhere."""
-        if self._synced or world_size() == 1:
-            return
-        running = [t for name, t in self.encoder.named_buffers() if name.endswith(("running_mean", "running_var"))]
-        mean = mean_over_ranks(torch.cat(running))
-        for statistic, of_all in zip(running, mean.split([len(t) for t in running]), strict=True):
-            statistic.copy_(of_all)
+        if not self._synced:
+            share([t for name, t in self.encoder.named_buffers() if name.endswith(("running_mean", "running_var"))])

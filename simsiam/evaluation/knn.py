@@ -213,7 +213,7 @@ def votes(
 
 
 def _keys(similarity: Tensor, samples: Tensor) -> Tensor:
-    """int64 (Q, n), all different within a row: similarity in the upper half, and in the lower what falls with the id.
+    """int64 (Q, n), all different within a row: similarity in the upper half, and in the lower one ids that count down.
 
     So whatever finds the largest keys finds the neighbours in their order. Overwrites `similarity`.
     """

@@ -1,7 +1,7 @@
 """The encoder that a protocol measures, and the guard against measuring another one in its place."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -60,7 +60,11 @@ class Subject:
         file = path / "subject.json"
         if not file.exists():
             return
-        held = Subject(**{**json.loads(file.read_text()), "classes": tuple(json.loads(file.read_text())["classes"])})
+        try:
+            held = Subject(**json.loads(file.read_text()))
+        except (ValueError, TypeError):
+            raise UserError(f"{file} is damaged; remove it to go on all the same, or give another --out") from None
+        held = replace(held, classes=tuple(held.classes))
         if held.classes != self.classes:
             raise UserError(
                 f"{path} holds a run with {_named(held.classes)}, but {settings.data} has {_named(self.classes)}; "

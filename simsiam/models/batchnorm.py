@@ -8,6 +8,7 @@ written on ATen's per-channel kernels, which exist for both.
 """
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,12 @@ aten = torch.ops.aten
 _IN_A_ROW, _WORTH_A_ROW = 1024, 128  # numbers that a CPU kernel may add up one by one, and should
 
 
-class ViewBatchNorm(nn.Module):
-    """Drop-in for BatchNorm1d and BatchNorm2d, with the same parameter and buffer names.
+class NormOfViews(nn.Module):
+    """What takes the place of a BatchNorm1d or BatchNorm2d: its parameters and buffers by their names, its evaluation.
 
-    Training: the batch is `views` equal consecutive parts, each normalised by its own statistics over all ranks;
-    running statistics move once per view, in order, as they would in separate forwards. Evaluation: as torch.
+    Attributes:
+        views: equal consecutive parts of a training batch.
+        tracks: whether running statistics move in training.
     """
 
     def __init__(self, like: nn.modules.batchnorm._BatchNorm, views: int) -> None:
@@ -35,13 +37,26 @@ class ViewBatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", like.num_batches_tracked)
         self.after, self.tracks = after(like), True
 
+    def evaluated(self, x: Tensor) -> Tensor:
+        """x normalised by the running statistics, as torch does."""
+        mean, var = self.running_mean, self.running_var
+        return self.after(nn.functional.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps))
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, views={self.views}"
+
+
+class ViewBatchNorm(NormOfViews):
+    """Drop-in for BatchNorm1d and BatchNorm2d.
+
+    Training: the batch is `views` equal consecutive parts, each normalised by its own statistics over all ranks;
+    running statistics move once per view, in order, as they would in separate forwards. Evaluation: as torch.
+    """
+
     def forward(self, x: Tensor) -> Tensor:
         """x (views * N, C, ...) -> the same shape; affine and statistics in float32 whatever the dtype of x."""
         if not self.training:
-            y = nn.functional.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
-            return self.after(y)
+            return self.evaluated(x)
         if x.shape[0] % self.views:
             raise ValueError(f"a batch of {x.shape[0]} is not {self.views} views of equal size")
         normalise = fusible if torch.compiler.is_compiling() else _Normalise.apply
@@ -57,9 +72,6 @@ class ViewBatchNorm(nn.Module):
             self.running_mean.lerp_(mean[view], self.momentum)
             self.running_var.lerp_(unbiased[view], self.momentum)
         self.num_batches_tracked.add_(self.views)
-
-    def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, views={self.views}"
 
 
 class _Normalise(torch.autograd.Function):
@@ -222,9 +234,14 @@ def after(norm: nn.modules.batchnorm._BatchNorm) -> nn.Module:
 
 def per_view_batchnorm(module: nn.Module, views: int) -> nn.Module:
     """Replaces every BatchNorm1d and BatchNorm2d inside `module`, in place; returns the module."""
+    return replace_batchnorm(module, functools.partial(ViewBatchNorm, views=views))
+
+
+def replace_batchnorm(module: nn.Module, make: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """Puts what `make` makes of it in the place of every BatchNorm1d and BatchNorm2d inside; returns the module."""
     for name, child in module.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            setattr(module, name, ViewBatchNorm(child, views))
+            setattr(module, name, make(child))
         else:
-            per_view_batchnorm(child, views)
+            replace_batchnorm(child, make)
     return module

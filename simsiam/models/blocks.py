@@ -1,4 +1,4 @@
-"""The residual blocks of a network, which are what is compiled, and computed again, by itself."""
+"""The residual blocks of a network: the units of `--compile` and of `--recompute`."""
 
 from torch import nn
 

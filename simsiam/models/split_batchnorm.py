@@ -1,15 +1,17 @@
 """Batch normalisation within groups of images: what per-GPU statistics are on so many GPUs, on any number of ranks."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simsiam.distributed.collectives import mean_over_ranks, world_size
-from simsiam.models.batchnorm import after
+from simsiam.distributed.collectives import share, world_size
+from simsiam.models.batchnorm import NormOfViews, replace_batchnorm
 
 
-class SplitBatchNorm(nn.Module):
-    """Drop-in for BatchNorm1d and BatchNorm2d, with the same parameter and buffer names.
+class SplitBatchNorm(NormOfViews):
+    """Drop-in for BatchNorm1d and BatchNorm2d.
 
     Training: the batch is `views` equal consecutive parts; the images of a part, over all ranks in rank order, are cut
     into `groups` equal runs, each normalised by its own statistics. A rank holds whole groups, so nothing crosses the
@@ -18,20 +20,13 @@ class SplitBatchNorm(nn.Module):
     """
 
     def __init__(self, like: nn.modules.batchnorm._BatchNorm, views: int, groups: int) -> None:
-        super().__init__()
-        self.num_features, self.eps, self.momentum, self.views = like.num_features, like.eps, like.momentum, views
+        super().__init__(like, views)
         self.groups = groups
-        self.weight, self.bias = like.weight, like.bias
-        self.register_buffer("running_mean", like.running_mean)
-        self.register_buffer("running_var", like.running_var)
-        self.register_buffer("num_batches_tracked", like.num_batches_tracked)
-        self.after, self.tracks = after(like), True
 
     def forward(self, x: Tensor) -> Tensor:
         """x (views * N, C, ...) -> the same shape."""
         if not self.training:
-            mean, var = self.running_mean, self.running_var
-            return self.after(F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps))
+            return self.evaluated(x)
         here = self.groups // world_size()
         if here * world_size() != self.groups or x.shape[0] % (self.views * here):
             raise ValueError(
@@ -52,30 +47,18 @@ class SplitBatchNorm(nn.Module):
         return self.after(torch.cat(normalised))
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, views={self.views}, groups={self.groups}"
-        )
+        return f"{super().extra_repr()}, groups={self.groups}"
 
 
 def split_batchnorm(module: nn.Module, views: int, groups: int) -> nn.Module:
     """Replaces every BatchNorm1d and BatchNorm2d inside `module`, in place; returns the module."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            setattr(module, name, SplitBatchNorm(child, views, groups))
-        else:
-            split_batchnorm(child, views, groups)
-    return module
+    return replace_batchnorm(module, partial(SplitBatchNorm, views=views, groups=groups))
 
 
-@torch.no_grad()
 def share_statistics(module: nn.Module) -> None:
     """Makes the running statistics inside `module` the same on all ranks, those of one rank with all groups.
 
-    Their rule is linear, so the mean over ranks of what each has tracked is exact. One collective.
+    Their rule is linear, so the mean over ranks of what each has tracked is exact.
     """
     layers = [m for m in module.modules() if isinstance(m, SplitBatchNorm)]
-    if world_size() == 1 or not layers:
-        return
-    running = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
-    shared = mean_over_ranks(torch.cat(running)).split([len(buffer) for buffer in running])
-    torch._foreach_copy_(running, list(shared))
+    share([buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)])

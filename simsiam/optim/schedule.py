@@ -8,8 +8,11 @@ from typing import Protocol
 class RateOverTime(Protocol):
     """What training asks of a schedule: the rate of a step, and for the banner its top and a word for its shape."""
 
-    peak: float
-    shape: str
+    @property
+    def peak(self) -> float: ...
+
+    @property
+    def shape(self) -> str: ...
 
     def at(self, step: int) -> float: ...
 

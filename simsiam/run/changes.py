@@ -116,15 +116,14 @@ _ROUNDING = {
     "threads": "threads of a rank",
     "device": "device",
     "precision": "precision",
-    "loader": "loader",
 }
 
 
 def rounding_changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """One sentence on what stays the same and what does not, where the run goes on with another machinery; else None.
 
-    Looks at the facts `torch` (version), `ranks`, `threads` (of a rank), `device` (its type), `precision` (as it was
-    resolved) and `loader`.
+    Looks at the facts `torch` (version), `ranks`, `threads` (of a rank), `device` (its type) and `precision` (as it was
+    resolved).
     """
     pairs = [(name, earlier.get(fact), now.get(fact)) for fact, name in _ROUNDING.items()]
     changed = [f"{name} ({old} -> {new})" for name, old, new in pairs if None not in (old, new) and old != new]

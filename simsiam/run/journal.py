@@ -88,7 +88,7 @@ class Journal:
     def log(
         self, state: TrainState, result: StepResult, clock: Clock, measures: dict[str, Any], text: str = ""
     ) -> None:
-        """A line of metrics and a look for the eyes. Every rank must call it."""
+        """A line of metrics, and of progress. Every rank must call it."""
         step, numbers = state.step, self._numbers
         timing = over_ranks(clock.read(), self._runtime.device)
         values = {

@@ -13,7 +13,8 @@ class Progress:
 
     Args:
         total, done: steps of the run, and those already behind it.
-        shown: False on other ranks; `bar` False gives plain lines even on a terminal.
+        shown: False on other ranks, which say nothing.
+        hidden: neither a bar nor lines of progress; what is said by `say` stays.
     """
 
     def __init__(self, total: int, done: int, *, shown: bool, hidden: bool) -> None:

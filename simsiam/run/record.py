@@ -25,7 +25,7 @@ class Record:
     Attributes:
         command: what was typed, as config.yaml's first line has it; empty where it has none.
         config, summary: what the two files hold; empty where they are missing or damaged.
-        state: in-progress, completed or failed; empty where the folder does not say.
+        state: in-progress, completed, failed or preempted; empty where the folder does not say.
         series: (step, value) of each of `CURVES` that the run has, in order of steps.
         words: the newest verdict and reason of metrics.jsonl.
         verdicts: (step, verdict, reason) of the first line that has one, and of each that has another than before.
@@ -60,7 +60,7 @@ class Record:
 
     def figure(self, name: str) -> Any:
         """A final figure of the summary; of a run that has not ended, the newest in metrics.jsonl; else None."""
-        if self.state in ("completed", "failed") and name in self.summary:
+        if self.state in ("completed", "failed", "preempted") and name in self.summary:
             return self.summary[name]
         if self.series.get(name):
             return self.series[name][-1][1]

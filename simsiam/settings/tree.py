@@ -188,7 +188,7 @@ class Job:
     log_every: int = 50
     """Steps between lines in metrics.jsonl."""
     hide_progress: bool = False
-    """No progress bar."""
+    """Neither a progress bar nor lines of progress."""
     debug: bool = False
     """A trial of everything in seconds: a few images, two steps, then every later stage."""
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

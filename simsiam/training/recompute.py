@@ -7,9 +7,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from simsiam.errors import UserError
-from simsiam.models.batchnorm import ViewBatchNorm
+from simsiam.models.batchnorm import NormOfViews
 from simsiam.models.blocks import residual_blocks
-from simsiam.models.split_batchnorm import SplitBatchNorm
 
 
 def recompute_blocks(module: nn.Module) -> None:
@@ -27,7 +26,7 @@ def recompute_blocks(module: nn.Module) -> None:
 
 def _recomputed(block: nn.Module) -> Callable[[Tensor], Tensor]:
     plain = block.forward
-    norms = [layer for layer in block.modules() if isinstance(layer, (ViewBatchNorm, SplitBatchNorm))]
+    norms = [layer for layer in block.modules() if isinstance(layer, NormOfViews)]
 
     def forward(x: Tensor) -> Tensor:
         if not block.training:

@@ -1,6 +1,7 @@
 """The training step: autocast, forward, backward, finite check, optimiser, moving averages.
 
-Nothing here waits for the device (but LARS with a non-finite check, which must know before it updates).
+Nothing here waits for the device, but an optimiser without a fused kernel, such as LARS: whether loss and gradients are
+finite must be known before it updates.
 """
 
 from collections.abc import Iterable
