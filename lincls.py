@@ -26,11 +26,7 @@ if TYPE_CHECKING:
 
 @ends_with_a_sentence
 def main() -> None:
-    run(parse(Linear, recipe="lincls-imagenet", prog="lincls.py"))
-
-
-def run(settings: Linear) -> None:
-    """Also what transfer/classify.py runs, on other sets."""
+    settings = parse(Linear, recipe="lincls-imagenet", prog="lincls.py")
     cells = sweep_cells(settings.sweep, ("lr",))
     from simsiam.distributed.runtime import running
     from simsiam.run.folder import RunFolder
@@ -42,6 +38,7 @@ def run(settings: Linear) -> None:
 
 
 def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", folder: "RunFolder") -> None:
+    """A head for each of `cells` in one pass, or one at the settings' rate; transfer/classify.py runs it too."""
     import torch
 
     from simsiam.checkpoint.manager import Checkpoints
@@ -163,7 +160,8 @@ def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", 
         write_confusion(final.confusion, classes, folder.path)
     journal.finish(
         protocol=variant, config_sha256=config_hash(settings), data_sha256=sets.sha256,
-        encoder_sha256=subject.encoder_sha256, val_images=final.images, val_skipped=final.skipped,
+        encoder_sha256=subject.encoder_sha256, train_images=len(sets.train), val_images=final.images,
+        val_skipped=final.skipped, mean_per_class=final.mean_per_class,
     )  # fmt: skip
 
 

@@ -220,7 +220,7 @@ def fine_tune(
     journal.finish(
         config_sha256=config_sha256, data_sha256=sets.sha256, pretrained_sha256=before, encoder_sha256=after,
         lr=settings.optim.lr, head_lr=settings.optim.head_lr or settings.optim.lr, train_images=len(train),
-        val_images=final.images, val_skipped=final.skipped,
+        val_images=final.images, val_skipped=final.skipped, mean_per_class=final.mean_per_class,
     )  # fmt: skip
 
 

@@ -133,7 +133,9 @@ def bench(ways: list[Way], arguments: argparse.Namespace, runtime: Runtime, repo
         )
     rates = in_turns(sides, arguments.rounds)
 
-    copies, work = copy_rate(device), count(states[first].module, arguments.size)
+    with torch.compiler.set_stance("force_eager"):  # of one image in evaluation: nothing to compile for
+        work = count(states[first].module, arguments.size)
+    copies = copy_rate(device)
     types = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     products = {way.precision: multiply_rate(device, types[way.precision]) for way in ways}
     rows = []

@@ -38,6 +38,7 @@ def main() -> None:
 
 def run(settings: Detect, runtime: "Runtime", folder: "RunFolder") -> None:
     """One run, or `--trials` of them with other seeds."""
+    from simsiam.detection.rcnn import check_encoder
     from simsiam.detection.sets import open_sets
     from simsiam.detection.trials import run_trials
     from simsiam.evaluation.pretrained import pretrained_encoder
@@ -46,7 +47,7 @@ def run(settings: Detect, runtime: "Runtime", folder: "RunFolder") -> None:
     if not settings.evaluate_only:
         check_divides(settings, runtime.world_size)
         # Once before the annotations, which take long to read: a mistake in its name costs nothing then.
-        pretrained_encoder(settings)
+        check_encoder(pretrained_encoder(settings))
     data = runtime.on_main(lambda: open_sets(settings))
 
     def one(of_trial: Detect, place: "RunFolder") -> dict[str, float]:

@@ -218,7 +218,7 @@ class Checkpoints:
             self._on_main(lambda: self._make_room(temporary, final.name))
             # One thread: with more, a failed write inside a thread can go unreported (pytorch#191391). Synchronised by
             # us, since hashing costs nothing while the disk writes.
-            writer = dcp.FileSystemWriter(temporary, thread_count=1, sync_files=False)
+            writer = dcp.FileSystemWriter(temporary, thread_count=1, sync_files=False, per_thread_copy_ahead=0)
             facts = {}
             try:
                 dcp.save(copy, no_dist=ranks == 1, storage_writer=writer, process_group=self._group)

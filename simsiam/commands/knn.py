@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from simsiam.commands.say import counted, say
 from simsiam.errors import UserError
 from simsiam.settings.tree import Knn, Linear, Pretrain, Run, Views
+from simsiam.settings.view_recipes import check_views
 
 if TYPE_CHECKING:
     from torch import nn
@@ -101,6 +102,7 @@ def _measure(
 
     # Everything that a mistake can stop comes before the first image is decoded.
     precision = Precision(arguments.precision, runtime.device)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 gives the same digits everywhere
     encoder, info = _encoder(arguments)
     views, of = views_for(arguments.recipe, info)
     settings = replace(settings, views=views)
@@ -183,7 +185,9 @@ def views_for(recipe: str | None, info: dict[str, str]) -> tuple[Views, str]:
         if key in info
     }
     rest = f"the rest {chosen}" if said else chosen
-    return replace(views, **said), f"{' and '.join(said)} of {info['path']}, {rest}" if said else rest
+    views = replace(views, **said)
+    check_views(views)
+    return views, f"{' and '.join(said)} of {info['path']}, {rest}" if said else rest
 
 
 def _views_of(recipe: str) -> Views:

@@ -3,6 +3,7 @@
 import argparse
 
 from simsiam.commands.scripts import add_settings
+from simsiam.errors import UserError
 from simsiam.settings.parse import parse
 from simsiam.settings.tree import Pretrain
 
@@ -30,6 +31,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     Raises UserError, before anything is measured, for a wrong setting or a batch that does not divide over the GPUs.
     """
+    if arguments.gpus < 1 or arguments.steps < 1 or not arguments.link > 0:
+        raise UserError("--gpus and --steps must be at least 1, and --link above 0")
     words = [*arguments.settings, "--device", arguments.device]
     words += ["--data", arguments.data] if arguments.data else []
     settings = parse(Pretrain, words, recipe=arguments.recipe, prog="pretrain.py")

@@ -64,6 +64,8 @@ def run(arguments: argparse.Namespace) -> None:
     and with --strict, after writing, where an image cannot be read.
     """
     _refuse_nonsense(arguments)
+    import torch
+
     from simsiam.commands.predictions import answers, open_images, write, writing
     from simsiam.distributed.runtime import running
     from simsiam.evaluation.classifier import read_classifier
@@ -77,6 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     encoder = _open_encoder(arguments.encoder, classifier, file)
     with running(arguments.device) as runtime, writing(arguments.out) as out:
         precision = Precision(arguments.precision, runtime.device)
+        torch.backends.cudnn.allow_tf32 = False  # fp32 gives the same digits everywhere
         encoder, head = encoder.to(runtime.device), classifier.head.to(runtime.device)
         parts = answers(encoder, head, images, views, precision, batch=arguments.batch_size, workers=arguments.workers)
         told = write(parts, classifier.classes, images, out, top=arguments.top, every=arguments.probabilities)
@@ -122,12 +125,15 @@ def _refuse_mismatch(classifier: "ReadClassifier", file: Path, top: int) -> None
 def _views(about: dict[str, str], file: Path) -> "Views":
     """How the classifier wants its images."""
     from simsiam.settings.tree import Views
+    from simsiam.settings.view_recipes import check_views
 
     try:
         resize, size, mean, std = (json.loads(about[key]) for key in ("resize", "size", "pixel_mean", "pixel_std"))
-        return Views(resize=int(resize), size=int(size), mean=_three(mean), std=_three(std))
+        views = Views(resize=int(resize), size=int(size), mean=_three(mean), std=_three(std))
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{file} does not say which images it wants ({error}); train the classifier again.") from None
+    check_views(views)
+    return views
 
 
 def _three(values: list[float]) -> tuple[float, float, float]:

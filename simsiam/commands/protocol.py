@@ -38,9 +38,10 @@ _RECIPES = {
         "1pct": "semisup-cifar10-1pct",
         "10pct": "semisup-cifar10-10pct",
     },
+    "cifar100": {"knn": "lincls-cifar100", "linear": "lincls-cifar100"},
     "quickstart": {"knn": "lincls-quickstart", "linear": "lincls-quickstart", "10pct": "semisup-quickstart"},
 }
-_FAMILIES = {"cifar10": "cifar10", "shapes": "quickstart", "digits": "quickstart"}
+_FAMILIES = {"cifar10": "cifar10", "cifar100": "cifar100", "shapes": "quickstart", "digits": "quickstart"}
 _SCRIPTS: dict[str, tuple[str, type[Classify]]] = {"lincls": ("lincls.py", Linear), "semisup": ("semisup.py", FineTune)}
 _RANDOM = "random-"
 
@@ -68,7 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "same from random weights, which for 1pct and 10pct is the supervised baseline (default %(default)s)",
     )
     parser.add_argument(
-        "--family", choices=_RECIPES, help="whose recipes the short names mean (default: by --data, else imagenet)"
+        "--family",
+        choices=_RECIPES,
+        help="whose recipes the short names mean (default: by --data, a folder's: imagenet)",
     )
     parser.add_argument("--out", metavar="FOLDER", help="a run folder for each (default: runs/protocol-NAME)")
     parser.add_argument("--ledger", metavar="FILE", help="where results are added (default: OUT/results.jsonl)")
@@ -96,16 +99,19 @@ def run(arguments: argparse.Namespace) -> None:
     runtime = Runtime(0, 1, 0, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     out = Path(arguments.out or f"runs/protocol-{Path(arguments.source).resolve().stem}")
     book = Path(arguments.ledger or out / "results.jsonl")
-    measured = {}
-    for step in steps:
-        settings = configs[step]
-        key = {
+    keys = {
+        step: {
             "protocol": step.name,
             "config_sha256": ledger.config_hash(settings),
             "encoder_sha256": _sha256(encoder, step, arguments.seed),
             "data_sha256": _data_sha256(settings, runtime),
             "seed": arguments.seed,
         }
+        for step, settings in configs.items()
+    }
+    measured = {}
+    for step, settings in configs.items():
+        key = keys[step]
         held = ledger.find(book, **key)
         if held is None:
             # Other settings, encoders or images are in other folders: what one holds is of this measurement.
@@ -131,20 +137,30 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _steps(arguments: argparse.Namespace) -> list[_Step]:
-    family = arguments.family or _FAMILIES.get(arguments.data.partition(":")[0], "imagenet")
-    steps = []
+    family = arguments.family or _family(arguments.data)
+    recipes, steps = _RECIPES.get(family, {}), []
     for name in dict.fromkeys(filter(None, arguments.protocols.split(","))):
         plain = name.removeprefix(_RANDOM)
-        recipe = _RECIPES[family].get(plain, plain)
-        if plain not in _RECIPES[family] and not (plain in recipe_names() and plain.partition("-")[0] in _SCRIPTS):
+        recipe = recipes.get(plain, plain)
+        if plain not in recipes and not (plain in recipe_names() and plain.partition("-")[0] in _SCRIPTS):
+            short = f"{', '.join(recipes)}, " if family else f"a --family ({', '.join(_RECIPES)}), "
+            whose = f"the family {family}" if family else arguments.data
             raise UserError(
-                f"--run names {name!r}, which is no protocol of the family {family}; take "
-                f"{', '.join(_RECIPES[family])}, the name of a lincls-* or semisup-* recipe, or random-NAME"
+                f"--run names {name!r}, which is no protocol of {whose}; take {short}"
+                "the name of a lincls-* or semisup-* recipe, or random-NAME"
             )
         steps.append(_Step(name, recipe, plain == "knn", name != plain))
     if not steps:
         raise UserError("--run names no protocol; take some of knn, linear, 1pct, 10pct")
     return steps
+
+
+def _family(data: str) -> str:
+    """Whose recipes fit a set: a folder may be ImageNet's, and other built-in sets have none of their own."""
+    from simsiam.data.datasets import BUILT_IN
+
+    name = data.partition(":")[0]
+    return _FAMILIES.get(name, "" if name in BUILT_IN else "imagenet")
 
 
 def _settings(step: _Step, arguments: argparse.Namespace) -> Classify:
@@ -197,7 +213,10 @@ def _measure(step: _Step, arguments: argparse.Namespace, encoder_name: str, fold
     script, _ = _SCRIPTS[step.recipe.partition("-")[0]]
     run_script(script, "--pretrained", source, *common, *arguments.settings, ranks=ranks)
     summary = json.loads((folder / "summary.json").read_text())
-    kept = ("chosen", "lr", "head_lr", "protocol", "train_images", "val_images", "val_skipped", "top1_best")
+    kept = (
+        "chosen", "lr", "head_lr", "protocol", "train_images", "val_images", "val_skipped", "top1_best",
+        "mean_per_class",
+    )  # fmt: skip
     return {
         "top1": summary["top1"],
         "top5": summary["top5"],

@@ -117,12 +117,17 @@ def build_detector(
     return GeneralizedRCNN(backbone, rpn, heads, resize)
 
 
-def _check(encoder: nn.Module, num_classes: int, head: str, anchor_sizes: Sequence[float]) -> None:
+def check_encoder(encoder: nn.Module) -> None:
+    """Raises UserError for an encoder that cannot become a detector."""
     if not isinstance(encoder, ResNet) or not isinstance(encoder.maxpool, nn.MaxPool2d):
         raise UserError(
             f"The encoder {getattr(encoder, 'encoder_name', type(encoder).__name__)} cannot become a detector: give "
             "one of torchvision's ResNets with the stem for large images, such as resnet18 or resnet50"
         )
+
+
+def _check(encoder: nn.Module, num_classes: int, head: str, anchor_sizes: Sequence[float]) -> None:
+    check_encoder(encoder)
     if head not in HEADS:
         raise UserError(f"There is no detector head '{head}': give one of {', '.join(HEADS)}")
     if num_classes < 1:

@@ -4,6 +4,7 @@ import atexit
 import ctypes
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import sys
@@ -29,6 +30,7 @@ T = TypeVar("T")
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _COMING = timedelta(minutes=10)
 _COLLECTIVE = timedelta(minutes=30)
+_NO_MEMORY = re.compile(r"out of memory|can't allocate|ALLOC_FAILED", re.IGNORECASE)
 _FAREWELL_SECONDS = 20.0  # less than the 30 that torchrun gives
 
 
@@ -94,6 +96,7 @@ def running(device: str, world_size: int = 0) -> Iterator[Runtime]:
     cuda = where.type == "cuda"
     if cuda:
         torch.cuda.set_device(where)
+        torch.backends.cuda.matmul.allow_tf32 = False  # crops and neighbours are products in float32, whole ones
     else:
         torch.set_num_threads(max(1, usable_cores() // local_world))
         _keep_freed_memory()
@@ -127,7 +130,7 @@ def running(device: str, world_size: int = 0) -> Iterator[Runtime]:
 def _in_a_sentence(error: BaseException, rank: int, world: int, device: torch.device) -> Exception | None:
     """What a rank says of memory that ran out and of peers that are gone; None for any other error."""
     reason = " ".join(str(error).split())
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason:
+    if isinstance(error, torch.OutOfMemoryError) or _NO_MEMORY.search(reason):
         return OutOfMemory(
             f"rank {rank} has no memory left on {device} ({reason.partition(' See ')[0][:300]}); lower --batch-size; "
             "in training --accumulate 2 and --precision bf16 take less too, and in pretrain.py --recompute"

@@ -25,8 +25,14 @@ from simsiam.distributed.runtime import Runtime
 EXIT_CODE = 4
 _CLOSED = "closed"
 _NONE = "-"  # what a key holds before it is written: the store waits for ever for one that does not exist
-# Where a thread stands that waits for the other ranks: in a collective, or in the backward pass that calls one.
-_WAITING = (f"torch{os.sep}distributed{os.sep}", os.path.join("torch", "autograd", "graph.py"))
+# Where a thread stands that waits for the other ranks: in a collective, in the backward pass that calls one, or, since
+# NCCL's return at once, where the outcome of a step is asked for.
+_WAITING = (
+    os.path.join("torch", "distributed", ""),
+    os.path.join("torch", "autograd", "graph.py"),
+    os.path.join("simsiam", "distributed", "agreement.py"),
+    os.path.join("simsiam", "training", "finite.py"),
+)
 
 
 class Beat(NamedTuple):

@@ -31,6 +31,12 @@ class Accuracy:
     skipped: int
     confusion: Tensor | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def mean_per_class(self) -> float:
+        """The mean over classes of the percent right of each, classes without an image left out."""
+        images = self.confusion.sum(1)
+        return 100 * (self.confusion.diagonal() / images)[images > 0].double().mean().item()
+
     def __str__(self) -> str:
         left_out = f", {self.skipped} unreadable left out" if self.skipped else ""
         return f"top-1 {self.top1:.2f}%, top-5 {self.top5:.2f}% of {self.images:,} images{left_out}"

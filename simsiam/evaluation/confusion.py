@@ -33,7 +33,8 @@ def _draw(confusion: Tensor, classes: tuple[str, ...], path: Path) -> None:
     axes = figure.add_subplot()
     # The square root lets one confusion in a hundred be seen beside a diagonal near 100.
     shown = axes.imshow(percent.sqrt().numpy(), cmap="magma", vmin=0, vmax=10, interpolation="nearest")
-    axes.set(xlabel="called", ylabel="is", title=f"{percent.diagonal().mean():.1f}% right, mean over classes")
+    right = percent.diagonal()[confusion.sum(1) > 0]
+    axes.set(xlabel="called", ylabel="is", title=f"{right.mean():.1f}% right, mean over classes")
     if len(classes) <= _NAMED:
         axes.set_xticks(range(len(classes)), classes, rotation=90)
         axes.set_yticks(range(len(classes)), classes)

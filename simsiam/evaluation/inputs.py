@@ -36,7 +36,8 @@ class ImageInputs:
 
     def __call__(self, crops: Crops) -> tuple[Tensor, Tensor]:
         """A micro-batch -> views float32 (1, N, 3, S, S) and labels int64 (N,), on the device."""
-        return self._augment(crops.images, crops.samples, crops.epoch), crops.labels.to(self._runtime.device)
+        labels = crops.labels.to(self._runtime.device, non_blocking=True)
+        return self._augment(crops.images, crops.samples, crops.epoch), labels
 
     def accuracies(self, logits: Logits, images: ImageSet, heads: int = 1) -> list[Accuracy]:
         """Of K = `heads` classifiers, images (N, 3, S, S) -> (K, N, C); every rank must call it."""
@@ -78,7 +79,8 @@ class FeatureInputs:
 
     def __call__(self, crops: Crops) -> tuple[Tensor, Tensor]:
         """A micro-batch -> features float16 (N, D) and labels int64 (N,), on the device."""
-        return crops.images.to(self._runtime.device), crops.labels.to(self._runtime.device)
+        device = self._runtime.device
+        return crops.images.to(device, non_blocking=True), crops.labels.to(device, non_blocking=True)
 
     def accuracies(self, logits: Logits, features: CachedFeatures, heads: int = 1) -> list[Accuracy]:
         """Of K = `heads` classifiers, features (N, D) -> (K, N, C); every rank must call it."""

@@ -40,6 +40,8 @@ def open_labelled(settings: Classify, runtime: Runtime) -> LabelledSets:
     if not opened.classes or (opened.labels < 0).any():
         raise UserError(f"{settings.data} has images without a label; classification needs train/CLASS/ folders")
     val = open_images(settings, "val", runtime, opened.classes)
+    if not (val.labels >= 0).any():
+        raise UserError(f"{settings.data} has no labelled validation images; classification needs val/CLASS/ folders")
     sha256 = runtime.on_main(partial(data_hash, opened, val))  # a second or two of ImageNet
     whole, loader_is = choose_images(opened, settings, runtime.is_main)
     val, _ = choose_images(val, settings, runtime.is_main)

@@ -70,8 +70,9 @@ class Adversarial(Pairs):
 
     def before_step(self, at: Moment) -> None:
         super().before_step(at)
-        # Data parallelism wants the same graph in every step; one rank saves the backward pass that nobody looks at.
-        self._needs_graph = world_size() > 1 or "encoder" in self.moving_groups(at)
+        # Data parallelism wants the same graph in every step, and what is compiled would be compiled again for another;
+        # one rank that computes as written saves the backward pass that nobody looks at.
+        self._needs_graph = world_size() > 1 or self.is_compiled or "encoder" in self.moving_groups(at)
 
     def moving_groups(self, at: Moment) -> Collection[str]:
         if at.epoch < self.discriminator_epochs or at.step % self.encoder_every:

@@ -36,6 +36,8 @@ class Method(Trainable):
     the verdict on a run takes the loss into account."""
     takes_samples: bool = False
     """Whether `forward` is called with sample ids int64 (N,) behind the views (V, N, 3, H, W)."""
+    is_compiled: bool = False
+    """Whether its parts are compiled, so that another graph costs minutes."""
     takes_small_views: bool = False
     """Whether `forward` may be called with small views (W, N, 3, S, S) behind the views."""
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from simsiam.data.sources.transfer_sets import SETS
 from simsiam.errors import UserError
 from simsiam.evaluation.ledger import Result, knn_cell, read
 from simsiam.run.published import published
@@ -15,7 +16,8 @@ from simsiam.run.record import Record, is_run_folder, read_run
 LEDGER = "results.jsonl"
 
 _DEPTH = 3  # folders below a PATH that are searched
-_DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10", "shapes": "", "digits": ""}
+_DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10"}
+_DATASETS |= dict.fromkeys(("shapes", "digits", *SETS), "")  # nothing is published of them here
 _OF_A_RUN = ("checkpoints", "tensorboard", "sweep", "trials")  # folders in a run folder that are not searched
 _SUBSETS = {"1pct": "1pct", "1%": "1pct", "0.01": "1pct", "10pct": "10pct", "10%": "10pct", "0.1": "10pct"}
 _KNN = knn_cell(200, 0.1)

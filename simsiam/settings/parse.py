@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_parsing_settings
@@ -107,7 +107,7 @@ def setting_types(kind: type, prefix: str = "") -> dict[str, Any]:
 def _words(argv: list[str], keys: dict[str, Any]) -> list[str]:
     """The habits of other tools as jsonargparse's: kebab-case keys, bare switches, lists as A,B, `--method NAME`."""
     switches = {f"--{key}" for key, type_ in keys.items() if type_ is bool}
-    lists = {f"--{key}" for key, type_ in keys.items() if type_ == list[str]}
+    lists = {f"--{key}" for key, type_ in keys.items() if _is_list(type_)}
     words: list[str] = []
     previous = ""
     for position, word in enumerate(argv):
@@ -126,6 +126,13 @@ def _words(argv: list[str], keys: dict[str, Any]) -> list[str]:
         words.append(key + equals + value)
         previous = "" if equals else key
     return words
+
+
+def _is_list(type_: Any) -> bool:
+    """Whether a setting is a list of words or numbers, which `A,B` can be."""
+    return (
+        type_ == list[str] or get_origin(type_) is tuple or any(get_origin(part) is tuple for part in get_args(type_))
+    )
 
 
 def _take_recipe(words: list[str], default: str) -> tuple[str, list[str]]:

@@ -170,8 +170,8 @@ class Job:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto is cuda where there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Autocast type of the network; loss and batch-norm statistics stay in float32; fp16 scales the loss; auto is bf16
-    where the device computes in it, else fp32."""
+    """Autocast type of the network; loss and batch-norm statistics stay in float32; fp16 scales the loss; convolutions
+    of fp32 are TF32 on a GPU; auto is bf16 where the device computes in it, else fp32."""
     resume: str = "auto"
     """auto goes on from the newest checkpoint of the run folder, never starts anew, PATH takes that one."""
     allow_change: list[str] = field(default_factory=list)

@@ -39,6 +39,11 @@ def check_views(views: Views) -> None:
     """Raises UserError for a value that no view can be made with."""
     if views.size < 1:
         raise UserError(f"views.size {views.size} must be at least 1")
+    if views.resize < views.size:
+        raise UserError(
+            f"views.resize {views.resize} is below views.size {views.size}, so a centre crop would leave the image; "
+            f"give --views.resize {views.size} or more"
+        )
     if not min(views.std) > 0:
         raise UserError(f"views.std {list(views.std)} must be three numbers above 0: pixels are divided by it")
     _check_range(views, "views.{}")

@@ -21,6 +21,7 @@ def compile_parts(module: nn.Module, *, graphs: bool = False, **options: Any) ->
     if graphs:
         options["mode"] = "reduce-overhead"
         module.register_forward_pre_hook(_begin)
+    torch._dynamo.config.optimize_ddp = False  # it would cut parts in two at DDP's buckets, and they are small enough
     # The blocks share their code, and there are more kinds of them than a code may have kernels by default.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     parts = residual_blocks(module)

@@ -1,15 +1,14 @@
 """How a method's blocks are computed: as they are, compiled, or once more in the backward pass."""
 
-from torch import nn
-
 from simsiam.distributed.runtime import Runtime
 from simsiam.errors import UserError
+from simsiam.methods.base import Method
 from simsiam.settings.tree import Pretrain
 from simsiam.training.compiling import compile_parts
 from simsiam.training.recompute import recompute_blocks
 
 
-def compute_as_asked(method: nn.Module, settings: Pretrain, runtime: Runtime) -> None:
+def compute_as_asked(method: Method, settings: Pretrain, runtime: Runtime) -> None:
     """Does what `--compile`, `--cuda_graphs` or `--recompute` asks for, to a network that is not copied any more.
 
     Raises UserError where they cannot be had together or here, and where the encoder cannot be recomputed.
@@ -25,5 +24,6 @@ def compute_as_asked(method: nn.Module, settings: Pretrain, runtime: Runtime) ->
         raise UserError("--cuda_graphs cannot be had with --accumulate: a graph writes over gradients that are kept")
     if settings.compile:
         compile_parts(method, graphs=settings.cuda_graphs)
+        method.is_compiled = True
     if settings.recompute:
         recompute_blocks(method)

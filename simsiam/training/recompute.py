@@ -44,6 +44,8 @@ def _resting(norms: list[nn.Module]) -> Iterator[None]:
     """Running statistics have moved in the forward pass, and must not once more."""
     for norm in norms:
         norm.tracks = False
-    yield
-    for norm in norms:
-        norm.tracks = True
+    try:
+        yield
+    finally:  # torch ends a recomputation by an exception, when it has what it needs
+        for norm in norms:
+            norm.tracks = True

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from simsiam.errors import UserError
-from simsiam.evaluation.few_shot import FewShotAnswer, draw, few_shot
+from simsiam.evaluation.few_shot import FewShotAnswer, check_shots, draw, few_shot
 
 LABELS = np.repeat([0, 1, 2], [5, 9, 7])
 
@@ -20,15 +20,21 @@ def test_a_draw_has_as_many_of_each_class_and_each_trial_has_another() -> None:
 
 
 def test_fewer_images_than_shots_are_refused() -> None:
-    with pytest.raises(UserError, match="--shots 6 is more than the 5 images of class number 0"):
-        draw(LABELS, 6, 0, 0)
+    names = tuple(f"class {number}" for number in range(LABELS.max() + 1))
+    check_shots(LABELS, names, [1, 5])
+    with pytest.raises(UserError, match="--shots 6 is more than the 5 training images of 'class 0'; take fewer"):
+        check_shots(LABELS, names, [1, 6])
+    with pytest.raises(UserError, match="more than the 0 training images of 'none'"):
+        check_shots(LABELS, (*names, "none"), [1])
+    with pytest.raises(UserError, match="There is one class alone, 'cat'"):
+        check_shots(np.zeros(9, np.int64), ("cat",), [1])
 
 
 def test_mean_and_interval_of_known_numbers() -> None:
-    answer = FewShotAnswer(5, (10.0, 20.0, 30.0))
+    answer = FewShotAnswer(5, (10.0, 20.0, 30.0), (10.0, 20.0, 30.0))
     assert answer.mean == 20
     assert answer.interval == pytest.approx(4.302653 * 10 / 3**0.5, rel=1e-6)
-    assert np.isnan(FewShotAnswer(5, (10.0,)).interval)
+    assert np.isnan(FewShotAnswer(5, (10.0,), (10.0,)).interval)
 
 
 def test_separable_classes_are_learned_and_noise_is_not() -> None:
@@ -40,3 +46,11 @@ def test_separable_classes_are_learned_and_noise_is_not() -> None:
         parts = features[:150], labels[:150], features[150:], labels[150:]
         (answer,) = few_shot(*parts, shots=[10], trials=3, seed=0, inverse_l2=10.0)
         assert low <= answer.mean <= high
+
+
+def test_the_mean_over_classes_gives_each_class_the_same_weight() -> None:
+    train, labels = np.eye(2, dtype=np.float32)[[0, 1]], np.array([0, 1])
+    val, of_val = np.eye(2, dtype=np.float32)[[0, 0, 0, 0, 1, 0]], np.array([0, 0, 0, 0, 1, 1])
+    (answer,) = few_shot(train, labels, val, of_val, shots=[1], trials=1, seed=0, inverse_l2=10.0)
+    assert answer.top1 == (pytest.approx(100 * 5 / 6),)
+    assert answer.mean_per_class == (75.0,)

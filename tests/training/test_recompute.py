@@ -16,7 +16,9 @@ HEADS = {"dim": 16, "projector_layers": 2, "projector_hidden": 16}
 
 
 def step(method: nn.Module, views: Tensor) -> tuple[list[Tensor], int]:
-    """Loss, gradients and buffers after a step, and the bytes that were held for the backward pass."""
+    """Loss, gradients and buffers after three steps, and the bytes that were held for the last backward pass."""
+    for _ in range(2):
+        method(views).loss.backward()
     held: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ whatever DALI refuses all the same sends its batch that way too.
 """
 
 import io
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,7 +31,8 @@ from simsiam.settings.tree import Dali, Run
 from simsiam.settings.view_recipes import view_recipes
 
 _TAIL = 4096  # bytes in which a whole JPEG has its end marker, with room for what some cameras append
-_DECODER = "decoders.image"  # in an error of DALI that an image is to blame for
+_DECODER = "decoders.image"  # in an error of DALI that an image is to blame for, unless it is the device's
+_OF_THE_DEVICE = re.compile(r"allocat|out of memory|cuda (runtime|driver)? ?(api )?error", re.IGNORECASE)
 
 STAND_IN_SIZE = (8, 8)
 _STAND_IN = io.BytesIO()
@@ -170,7 +172,7 @@ def through_pipeline(
             try:
                 made, (fetched, given) = run(pipeline, outputs, device), feed.done()
             except RuntimeError as error:
-                if _DECODER not in str(error):
+                if _DECODER not in str(error) or _OF_THE_DEVICE.search(str(error)):
                     raise
                 pipeline = None  # it is lost with the batch
                 refused.update(item.taken for item in feed.fail())
