@@ -47,6 +47,7 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     from simsiam.export.read import load_encoder
     from simsiam.export.write import write_encoder
     from simsiam.methods.registry import build_method
+    from simsiam.models.encoders import open_residual_branches
     from simsiam.run.journal import Journal
     from simsiam.run.start import check_start
     from simsiam.settings.derive import check_divides, derive
@@ -67,6 +68,8 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     torch.manual_seed(settings.seed)
     given = load_encoder(settings.init, name=settings.encoder) if settings.init and found is None else None
     method = build_method(settings.method, given or settings.encoder)
+    if given is None and not settings.zero_init_residual:
+        open_residual_branches(method)
     compute_as_asked(method, settings, runtime)
     check_view_recipes(settings, method.num_views, method.takes_small_views)
 

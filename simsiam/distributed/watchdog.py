@@ -25,14 +25,8 @@ from simsiam.distributed.runtime import Runtime
 EXIT_CODE = 4
 _CLOSED = "closed"
 _NONE = "-"  # what a key holds before it is written: the store waits for ever for one that does not exist
-# Where a thread stands that waits for the other ranks: in a collective, in the backward pass that calls one, or, since
-# NCCL's return at once, where the outcome of a step is asked for.
-_WAITING = (
-    os.path.join("torch", "distributed", ""),
-    os.path.join("torch", "autograd", "graph.py"),
-    os.path.join("simsiam", "distributed", "agreement.py"),
-    os.path.join("simsiam", "training", "finite.py"),
-)
+# Code that waits for other ranks: collectives, the backward pass that calls them, and over NCCL a step's outcome.
+_WAITING = ("torch/distributed/", "torch/autograd/graph.py", "simsiam/distributed/agreement.py", "training/finite.py")
 
 
 class Beat(NamedTuple):

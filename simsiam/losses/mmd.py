@@ -15,12 +15,12 @@ def mmd_contrast(
 ) -> Tensor:
     """mean_i -log(r_i / sum_j r_ij), r the ratio of the density of pairs of one image to that of pairs of any two.
 
-    Source: hanseungwook/SimSiam, branch adv-mmd, whose description leaves open at which points its ratios are taken;
-    here at those of the denominator, where the estimate is a closed form (Sugiyama, Suzuki and Kanamori 2012, Density
-    Ratio Estimation in Machine Learning, section 3.3; Srivastava et al., arXiv 1806.00607, equation 6): the ratio of
-    the set u to the set d, at the N points of d, is w = (K_dd + ridge 1)^-1 K_du 1, and ReLU(w) + 0.001 is taken.
+    Source: hanseungwook/SimSiam, branch adv-mmd, models/simsiam.py, after Sugiyama, Suzuki and Kanamori 2012, Density
+    Ratio Estimation in Machine Learning, section 3.3, and Srivastava et al., arXiv 1806.00607, equation 6: for a kernel
+    of width s the ratio of the set u to the set d, at the N points of d, is w_s = (K_dd + ridge 1)^-1 K_du 1; and
+    w = ReLU(mean of w_s over `sigmas`) + 0.001.
 
-    Pairs are compared by k((a, b), (a', b')) = sum_s exp(-(|a - a'|^2 + |b - b'|^2) / (2 s^2)), s over `sigmas`.
+    Pairs are compared by k_s((a, b), (a', b')) = exp(-(|a - a'|^2 + |b - b'|^2) / (2 s^2)).
 
     * r_i = 1 / w_i, w of the pairs (a_p(j), b_q(j)) to the pairs (a_j, b_j), at (a_i, b_i); p and q are `orders`.
     * r_ij = the ratio of the pairs (b_l, b_l), what pairs would be were views equal, to the pairs (a_i, b_l) for all l,
@@ -37,10 +37,10 @@ def mmd_contrast(
     with torch.autocast(first.device.type, enabled=False):
         a, b = (gather_with_gradient(z).double() for z in (first, second))
         aa, bb, ab = (_kernels(x, y, sigmas) for x, y in ((a, a), (b, b), (a, b)))
-        shuffled = (aa[:, :, orders[0]] * bb[:, :, orders[1]]).sum((0, 2))
-        weights = _ratio((aa * bb).sum(0), shuffled.unsqueeze(1), ridge)[:, 0]
+        shuffled = (aa[:, :, orders[0]] * bb[:, :, orders[1]]).sum(2, keepdim=True)
+        weights = _ratio(aa * bb, shuffled, ridge)[:, 0]
         # Column i: the ratios at (a_i, b_j) for all j.
-        cross = _ratio(bb.sum(0), (bb @ ab[:, mine].transpose(1, 2)).sum(0), ridge)
+        cross = _ratio(bb, bb @ ab[:, mine].transpose(1, 2), ridge)
         loss = (cross.sum(0).log() + weights[mine].log()).mean()
     return loss.to(torch.promote_types(first.dtype, torch.float32))
 
@@ -52,8 +52,8 @@ def _kernels(x: Tensor, y: Tensor, sigmas: Sequence[float]) -> Tensor:
 
 
 def _ratio(matrix: Tensor, against: Tensor, ridge: float) -> Tensor:
-    """ReLU of (K + ridge 1)^-1 `against` plus the floor, for a symmetric K (N, N) and columns (N, M)."""
-    eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    """ReLU of the mean over kernels of (K + ridge 1)^-1 `against`, plus the floor; K (S, N, N), `against` (S, N, M)."""
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     # cholesky_ex, unlike cholesky, does not wait for the device to see whether it succeeded; the ridge sees to that.
     factor = torch.linalg.cholesky_ex(matrix + ridge * eye).L
-    return torch.cholesky_solve(against, factor).relu() + _FLOOR
+    return torch.cholesky_solve(against, factor).mean(0).relu() + _FLOOR

@@ -28,13 +28,13 @@ class Adversarial(Pairs):
     Fake pairs are z1 and z2, each permuted over the batch. There is neither a predictor nor a stop-gradient. `loss` is
     the sum of both players' losses; each player has the gradient of its own. Beside it: `discriminator` and `encoder`.
 
-    At first d moves alone, then in every step, and the encoder beside it in every `encoder_every`-th (inferred: the
-    source may give these steps to the encoder alone).
+    At first d moves alone, then in every step, and the encoder beside it in every `encoder_every`-th. Both have the
+    gradient of the same weights; in the source the encoder's is of another forward pass, after d has moved.
 
     Args:
         encoder: name of an encoder, or a module with `feature_dim` from images to (N, feature_dim).
         dim: width of the projector's output.
-        projector_layers, projector_hidden: as in SimSiam, whose batch-norm the output has.
+        projector_layers, projector_hidden, output_affine: as in SimSiam; the source has the last.
         dropout: in the discriminator.
         discriminator_epochs: epochs at the beginning in which the encoder's weights rest.
         encoder_every: steps from one move of the encoder to the next.
@@ -50,13 +50,14 @@ class Adversarial(Pairs):
         dropout: float = 0.5,
         discriminator_epochs: float = 10.0,
         encoder_every: int = 5,
+        output_affine: bool = True,
     ) -> None:
         super().__init__()
         if encoder_every < 1:
             raise UserError(f"method.encoder_every must be at least 1, not {encoder_every}")
         self.encoder = build_encoder(encoder) if isinstance(encoder, str) else encoder
         width = self.encoder.feature_dim
-        self.projector = projector(width, projector_hidden or width, dim, projector_layers)
+        self.projector = projector(width, projector_hidden or width, dim, projector_layers, output_affine)
         self.discriminator = Discriminator(2 * dim, dropout=dropout)
         self.discriminator_epochs, self.encoder_every = discriminator_epochs, encoder_every
         self._needs_graph = True
@@ -96,15 +97,15 @@ class Adversarial(Pairs):
 class AdversarialMMD(Pairs):
     """The same ratio from kernel means in place of a discriminator: encoder and projector minimise `mmd_contrast`.
 
-    As committed, the source cannot run; what it leaves open is said at the loss. Matrices are of the global batch:
-    their memory and time grow with its square and cube, and every rank computes all of them.
+    Matrices are of the global batch: their memory and time grow with its square and cube, and every rank computes all
+    of them.
 
     With these kernels and 128 channels of unit variance the loss hardly knows whether views agree (64 to 512 random
-    points: equal or unrelated halves differ by 1% at most); what lowers it are clusters that pairs have in common.
+    points: equal or unrelated halves differ by 0.3% at most); what lowers it are clusters that pairs have in common.
 
     Args:
-        encoder, dim, projector_layers, projector_hidden: as in Adversarial.
-        sigmas: widths of the Gaussian kernels, which are summed.
+        encoder, dim, projector_layers, projector_hidden, output_affine: as in Adversarial.
+        sigmas: widths of the Gaussian kernels, over which ratios are averaged.
         ridge: what is added to the diagonal of a kernel matrix.
     """
 
@@ -117,13 +118,14 @@ class AdversarialMMD(Pairs):
         projector_hidden: int = 2048,
         sigmas: tuple[float, ...] = (1.0, 10.0, 100.0, 1000.0),
         ridge: float = 1e-3,
+        output_affine: bool = True,
     ) -> None:
         super().__init__()
         if not sigmas or min(sigmas) <= 0 or ridge <= 0:
             raise UserError(f"method.sigmas and method.ridge must be above 0, not {list(sigmas)} and {ridge}")
         self.encoder = build_encoder(encoder) if isinstance(encoder, str) else encoder
         width = self.encoder.feature_dim
-        self.projector = projector(width, projector_hidden or width, dim, projector_layers)
+        self.projector = projector(width, projector_hidden or width, dim, projector_layers, output_affine)
         self.sigmas, self.ridge = sigmas, ridge
         per_view_batchnorm(self, self.num_views)
 

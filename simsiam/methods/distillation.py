@@ -58,8 +58,8 @@ class Distilled(Method):
         teacher: run folder, encoder file or checkpoint of the teacher, or `random`. A resume reads it too, and then
             takes the weights of its own checkpoint; where the file is gone, `random` with the encoder's name will do.
         teacher_encoder: its name, where the file does not say it.
-        dim, projector_layers, projector_hidden, predictor_hidden: as in SimSiam; `projector_hidden` 0 is the width of
-            what the projector takes in.
+        dim, projector_layers, projector_hidden, predictor_hidden, output_affine: as in SimSiam, but that the source has
+            the last; `projector_hidden` 0 is the width of what the projector takes in.
     """
 
     def __init__(
@@ -72,16 +72,17 @@ class Distilled(Method):
         projector_layers: int = 2,
         projector_hidden: int = 2048,
         predictor_hidden: int = 512,
+        output_affine: bool = True,
     ) -> None:
         super().__init__()
         self.encoder = build_encoder(encoder) if isinstance(encoder, str) else encoder
         self.teacher = frozen_teacher(teacher, teacher_encoder)
-        self._add_heads(dim, projector_layers, projector_hidden, predictor_hidden)
+        self._add_heads(dim, projector_layers, projector_hidden, predictor_hidden, output_affine)
         for name, network in self.named_children():
             if name != "teacher":  # its statistics are fixed
                 per_view_batchnorm(network, 2)
 
-    def _add_heads(self, dim: int, layers: int, hidden: int, predictor_hidden: int) -> None:
+    def _add_heads(self, dim: int, layers: int, hidden: int, predictor_hidden: int, output_affine: bool) -> None:
         """Sets `projector`, `predictor` and what else there is to train."""
         raise NotImplementedError
 
@@ -112,10 +113,10 @@ class SimSiamKD(Distilled):
     a predictor. Views are not crossed. Beside the loss: `l2`, the mean of the two mean squared errors.
     """
 
-    def _add_heads(self, dim: int, layers: int, hidden: int, predictor_hidden: int) -> None:
+    def _add_heads(self, dim: int, layers: int, hidden: int, predictor_hidden: int, output_affine: bool) -> None:
         width = self.teacher.feature_dim
         self.embed = nn.Linear(self.encoder.feature_dim, width)
-        self.projector = projector(width, hidden or width, dim, layers)
+        self.projector = projector(width, hidden or width, dim, layers, output_affine)
         self.predictor = predictor(dim, predictor_hidden)
 
     def forward(self, *views: Tensor) -> Output:
@@ -137,9 +138,9 @@ class SimSiamKDAnchor(Distilled):
 
     num_views = 3
 
-    def _add_heads(self, dim: int, layers: int, hidden: int, predictor_hidden: int) -> None:
+    def _add_heads(self, dim: int, layers: int, hidden: int, predictor_hidden: int, output_affine: bool) -> None:
         width = self.encoder.feature_dim
-        self.projector = projector(width, hidden or width, dim, layers)
+        self.projector = projector(width, hidden or width, dim, layers, output_affine)
         self.predictor = mlp(dim, predictor_hidden, self.teacher.feature_dim)
 
     def forward(self, *views: Tensor) -> Output:

@@ -29,10 +29,11 @@ class Joint(Pairs):
     Args:
         encoder: name of an encoder, or a module with `feature_dim` from images to (N, feature_dim).
         dim: width of the projector's output.
-        projector_layers, projector_hidden: as in SimSiam, whose batch-norm the output has.
+        projector_layers, projector_hidden, output_affine: as in SimSiam; the source has the last.
         dropout: in the discriminator d.
         cosine_weight, logistic_weight: w_c and w_l.
-        predict: a predictor h, a quarter of `dim` wide inside; both parts are then of (h(z1), z2).
+        predict: a predictor h, a quarter of `dim` wide inside. The cosine is then the mean of those of (h(z1), z2) and
+            (h(z2), z1), and d's pairs are (h(z1), z2).
     """
 
     def __init__(
@@ -46,23 +47,23 @@ class Joint(Pairs):
         cosine_weight: float = 1.0,
         logistic_weight: float = 10.0,
         predict: bool = False,
+        output_affine: bool = True,
     ) -> None:
         super().__init__()
         self.encoder = build_encoder(encoder) if isinstance(encoder, str) else encoder
         width = self.encoder.feature_dim
-        self.projector = projector(width, projector_hidden or width, dim, projector_layers)
+        self.projector = projector(width, projector_hidden or width, dim, projector_layers, output_affine)
         self.predictor = predictor(dim, dim // 4) if predict else nn.Identity()
         self.discriminator = Discriminator(2 * dim, dropout=dropout)
         self.cosine_weight, self.logistic_weight = cosine_weight, logistic_weight
-        per_view_batchnorm(self.predictor, 1)  # it sees one view
         per_view_batchnorm(self, self.num_views)
 
     def forward(self, *views: Tensor) -> Output:
         self._next_place()
         z = self.projector(self.encoder(stack_views(views)))
         z1, z2 = z.chunk(2)
-        p1 = self.predictor(z1)
-        cosine = negative_cosine(p1, z2)
+        p1, p2 = self.predictor(z).chunk(2)
+        cosine = (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2
         logistic = logistic_ratio(*self.discriminator(self._real_and_fake(p1, z2), self._seed()))
         scalars = {"cosine": cosine.detach(), "logistic": logistic.detach()}
         loss = self.cosine_weight * cosine + self.logistic_weight * logistic
@@ -75,7 +76,7 @@ class RatioOnly(Pairs):
     A fake pair has two views of two images (both halves of the pairs permuted over the batch).
 
     Args:
-        encoder, dim, projector_layers, projector_hidden, dropout: as in Joint; heads are of level z alone.
+        encoder, dim, projector_layers, projector_hidden, output_affine, dropout: as in Joint; heads are of level z.
         level: where a pair is put together. z: d reads two projections. h: d reads two images' features. x: two images
             go through the encoder as one of 6 channels, and d reads the features of the pair. The 6-channel kernel of
             the first convolution is ((S + T) / 2, (S - T) / 2): S is the encoder's own kernel, T the method's parameter
@@ -95,13 +96,14 @@ class RatioOnly(Pairs):
         projector_layers: int = 2,
         projector_hidden: int = 2048,
         dropout: float = 0.5,
+        output_affine: bool = True,
     ) -> None:
         super().__init__()
         self.encoder = build_encoder(encoder) if isinstance(encoder, str) else encoder
         width, self.level = self.encoder.feature_dim, level
         self.projector: nn.Module = nn.Identity()
         if level == "z":
-            self.projector = projector(width, projector_hidden or width, dim, projector_layers)
+            self.projector = projector(width, projector_hidden or width, dim, projector_layers, output_affine)
         elif level == "x":
             self._kernel, kernel = _first_kernel(self.encoder)
             self.difference = nn.Parameter(torch.empty_like(kernel))

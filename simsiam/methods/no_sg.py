@@ -26,7 +26,8 @@ class TwoNetworks(Method):
 
     Args:
         encoder: name of an encoder, which g draws anew; or a module with `feature_dim`, of which g begins as a copy.
-        dim, projector_layers, projector_hidden, predictor_hidden: as in SimSiam.
+        dim, projector_layers, projector_hidden, predictor_hidden, output_affine: as in SimSiam; the source has the
+            last.
     """
 
     def __init__(
@@ -37,12 +38,13 @@ class TwoNetworks(Method):
         projector_layers: int = 2,
         projector_hidden: int = 2048,
         predictor_hidden: int = 512,
+        output_affine: bool = True,
     ) -> None:
         super().__init__()
         self.encoder = build_encoder(encoder) if isinstance(encoder, str) else encoder
         self.second_encoder = build_encoder(encoder) if isinstance(encoder, str) else copy.deepcopy(encoder)
         width = self.encoder.feature_dim
-        sizes = width, projector_hidden or width, dim, projector_layers
+        sizes = width, projector_hidden or width, dim, projector_layers, output_affine
         self.projector, self.second_projector = projector(*sizes), projector(*sizes)
         self.predictor, self.second_predictor = (predictor(dim, predictor_hidden) for _ in range(2))
         per_view_batchnorm(self, 1)  # a network sees one view
@@ -64,9 +66,11 @@ class TwoNetworks(Method):
 
 
 class AlternatingTwoNetworks(TwoNetworks):
-    """f and its predictor move in one step, g and its predictor in the next (inferred: by turns of one step).
+    """f and its predictor move in one step, g and its predictor in the next.
 
-    The weights and the momentum of the network whose turn it is not rest; its batch-norm statistics move.
+    In the source each batch has a step of f and, by another forward pass, one of g. Here a step has a batch of its own:
+    twice the epochs give each network as many updates. The weights and the momentum of the network whose turn it is not
+    rest; its batch-norm statistics move.
     """
 
     def moving_groups(self, at: Moment) -> Collection[str]:

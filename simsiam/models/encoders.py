@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 
 from simsiam.errors import UserError
+from simsiam.models.blocks import residual_blocks
 from simsiam.models.cifar_resnet import ThinResNet, stem_resnet
 
 CIFAR: dict[str, Callable[..., nn.Module]] = {
@@ -42,6 +43,13 @@ def build_encoder(name: str, *, zero_init_residual: bool = True) -> nn.Module:
         raise UserError(_unknown(name))
     encoder.feature_dim, encoder.encoder_name = feature_dim, name
     return encoder
+
+
+def open_residual_branches(network: nn.Module) -> None:
+    """Starts the last batch-norm scale of each residual block at 1, as torchvision does, where it was begun at 0."""
+    for block in residual_blocks(network):
+        last = getattr(block, "bn3", None) or block.bn2
+        nn.init.ones_(last.weight)
 
 
 @functools.cache

@@ -35,14 +35,16 @@ def mlp(
     return nn.Sequential(*parts, *[nn.BatchNorm1d(out_dim, affine=output_affine)] * output_norm)
 
 
-def projector(in_dim: int, hidden_dim: int, out_dim: int, layers: int = 3) -> nn.Sequential:
+def projector(
+    in_dim: int, hidden_dim: int, out_dim: int, layers: int = 3, output_affine: bool = False
+) -> nn.Sequential:
     """SimSiam's: features (N, in_dim) to projections z (N, out_dim): `layers` of Linear without bias and batch-norm.
 
-    ReLU stands between the layers, and the last batch-norm has no scale and shift. Three layers have the official
-    indices 0 to 7; the paper's CIFAR setting has two (appendix D). The official code keeps a frozen bias in the last
-    Linear, which that batch-norm cancels: here there is none.
+    ReLU stands between the layers, and the last batch-norm has scale and shift where `output_affine` says so. Three
+    layers have the official indices 0 to 7; the paper's CIFAR setting has two (appendix D). The official code keeps a
+    frozen bias in the last Linear, which that batch-norm cancels: here there is none.
     """
-    return mlp(in_dim, hidden_dim, out_dim, layers, output_norm=True, output_affine=False)
+    return mlp(in_dim, hidden_dim, out_dim, layers, output_norm=True, output_affine=output_affine)
 
 
 def predictor(dim: int, hidden_dim: int) -> nn.Sequential:

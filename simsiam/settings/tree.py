@@ -249,6 +249,8 @@ class Pretrain(Run):
     """A torchvision ResNet, cifar_resnet18, cifar_resnet34, cifar_resnet50, resnet8, 20, 32, 56, 110, or timm:NAME."""
     init: str = ""
     """What the encoder begins with: run folder, encoder file or checkpoint of others; random weights by default."""
+    zero_init_residual: bool = True
+    """Begin with the last batch-norm scale of each residual block at 0, where there is no `init`."""
     method: dict[str, Any] = field(default_factory=lambda: {"name": "simsiam"})
     """name of the method, and its own options as method.OPTION."""
     branches: list[dict[str, Any]] = field(default_factory=list)

@@ -24,17 +24,19 @@ def orders(images: int) -> Tensor:
     return torch.stack([torch.randperm(images, generator=generator) for _ in range(2)])
 
 
-def kernel(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
+def kernel(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], sigma: float) -> Tensor:
     squared = (one[0] - other[0]).square().sum() + (one[1] - other[1]).square().sum()
-    return sum(torch.exp(-squared / (2 * s * s)) for s in SIGMAS)
+    return torch.exp(-squared / (2 * sigma * sigma))
 
 
 def ratio(of: list[tuple[Tensor, Tensor]], to: list[tuple[Tensor, Tensor]]) -> Tensor:
     """The density of pairs `of` over that of `to`, at each of `to`."""
-    matrix = torch.stack([torch.stack([kernel(p, q) for q in to]) for p in to])
-    against = torch.stack([sum(kernel(p, q) for q in of) for p in to])
-    solved = torch.linalg.inv(matrix + 1e-3 * torch.eye(len(to), dtype=matrix.dtype)) @ against
-    return torch.relu(solved) + 1e-3
+    solved = []
+    for sigma in SIGMAS:
+        matrix = torch.stack([torch.stack([kernel(p, q, sigma) for q in to]) for p in to])
+        against = torch.stack([sum(kernel(p, q, sigma) for q in of) for p in to])
+        solved.append(torch.linalg.inv(matrix + 1e-3 * torch.eye(len(to), dtype=matrix.dtype)) @ against)
+    return torch.relu(sum(solved) / len(SIGMAS)) + 1e-3
 
 
 def by_loops(a: Tensor, b: Tensor, orders: Tensor) -> Tensor:

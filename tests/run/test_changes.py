@@ -108,6 +108,7 @@ def test_a_damaged_config_is_named(config: Path, text: str) -> None:
 COUNTED = """
     accumulate batch_size precision reduce_dtype seed
     branches checksums encoder epochs init method optim shuffle shuffle_buffer small_views subset views views_schedule
+    zero_init_residual
     batchnorm cache_features held_out sweep
     extra_norm flip head iterations mask mean precise_bn proposal_loss sizes std test_set train_sets
 """
