@@ -60,6 +60,11 @@ class Checkpoints:
         self._writing: Future[None] | None = None
         self._group: dist.ProcessGroup | None = None
 
+    def check_remote(self) -> None:
+        """Tries the URL, if there is one, before a run begins. Raises UserError where nothing can be written there."""
+        if self._remote is not None:
+            self._remote.check_writable()
+
     def save(self, state: TrainState) -> Path:
         """Begins to save the state of all ranks as `step_00001234`; returns that folder. Every rank must call it.
 
@@ -209,7 +214,11 @@ class Checkpoints:
         """The work of the thread, on every rank."""
         temporary = self.folder / f".{final.name}.tmp"
         ranks = self.runtime.world_size
-        with _told_as(f"Checkpoint {final} cannot be written", "make room, or give an --out that you may write to"):
+        place, remedy = final, "make room, or give an --out that you may write to"
+        if self._remote is not None:
+            place = f"{self._remote.url}/{final.name}"
+            remedy = f"see that {final.parent} has room and that the credentials of --checkpoint.folder may write there"
+        with _told_as(f"Checkpoint {place} cannot be written", remedy):
             apart = differing(list(copy), self._gather(checksums(copy))) if ranks > 1 else None
             if apart is not None:
                 raise TrainingStopped(

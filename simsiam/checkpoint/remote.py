@@ -22,6 +22,18 @@ class Remote:
         except (ImportError, ValueError) as error:
             raise UserError(f"--checkpoint.folder {url} cannot be opened ({error}); install what it names") from None
 
+    def check_writable(self) -> None:
+        """Raises UserError where nothing can be written there."""
+        try:
+            self.write_text(".write-test", "")
+            self._files.rm(f"{self._root}/.write-test")
+        except Exception as error:  # of any class, whatever the store
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise UserError(
+                f"--checkpoint.folder {self.url} cannot be written ({reason}); see that it is there and that the "
+                "credentials may write to it"
+            ) from None
+
     def names(self) -> list[str]:
         """Names of the checkpoints that were begun there, complete or not, in order."""
         with self._read_from(self.url):

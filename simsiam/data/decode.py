@@ -19,6 +19,9 @@ except ImportError:  # deprecated since torchvision 0.29: PIL gives the same pix
 # Once per image and per worker, the notice would drown the log; the import above is ready for the removal.
 warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities", category=DeprecationWarning)
 
+# What is too large is refused and named by its file; PIL would say so of none.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 MAX_PIXELS = 89_478_485
 """Most pixels an image may announce: PIL's limit for a decompression bomb, 1/4 GiB as RGB."""
 

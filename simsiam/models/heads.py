@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from simsiam.errors import UserError
+
 
 def mlp(
     in_dim: int,
@@ -24,8 +26,11 @@ def mlp(
     In the papers' code: SimCLR has batch-norm everywhere, the last without shift (2 or 3 layers), MoCo v2 none; BYOL
     and SwAV have it behind hidden layers alone, BYOL without a bias at the output (`bias=False`).
     """
-    if layers < 1:
-        raise ValueError(f"a head of {layers} layers")
+    if layers < 1 or min(in_dim, hidden_dim, out_dim) < 1:
+        raise UserError(
+            f"A head of {layers} layers from {in_dim} over {hidden_dim} to {out_dim} channels is none; make all 1 or more "
+            "(method.dim, projector_layers, projector_hidden, predictor_hidden)"
+        )
     parts: list[nn.Module] = []
     for _ in range(layers - 1):
         parts.append(nn.Linear(in_dim, hidden_dim, bias=not hidden_norm if bias is None else bias))

@@ -89,9 +89,13 @@ def read_facts(folder: Path) -> dict[str, str | int]:
 
 # Name of a fact -> what `--allow-change` calls it, what it is, and a remedy.
 _COUNTING = {
-    "data_sha256": ("data", "images (their names, order and labels)", "give the data it was trained on"),
-    "code": ("code", "code", "check out the code that it began with"),
-    "bn_images": ("batchnorm", "number of images that share batch-norm statistics", "start as many ranks as before"),
+    "data_sha256": ("data", "other images (their names, order or labels)", "give the data it was trained on"),
+    "code": ("code", "other code", "check out the code that it began with"),
+    "bn_images": (
+        "batchnorm",
+        "another number of images for batch-norm statistics",
+        "start as many ranks as before",
+    ),
 }
 
 
@@ -105,7 +109,7 @@ def check_facts(folder: Path, earlier: Mapping[str, Any], now: Mapping[str, Any]
         before, after = earlier.get(fact), now.get(fact)
         if None not in (before, after) and before != after and key not in allow:
             raise UserError(
-                f"The run in {folder} began with another {what} ({_short(before)}, now {_short(after)}); {remedy}, "
+                f"The run in {folder} began with {what} ({_short(before)}, now {_short(after)}); {remedy}, "
                 f"give another --out, or go on all the same by --allow-change {key}"
             )
 

@@ -52,6 +52,7 @@ def check_start(
         elsewhere = "://" in asked
         option = "--checkpoint.folder" if asked and not elsewhere else "--out"
         runtime.on_main(lambda: make_writable(checkpoints.folder, option))
+        runtime.on_main(checkpoints.check_remote)
         found = preflight(
             runtime,
             {"settings": config_hash(settings, OF_A_NODE), "dataset": data_sha256},

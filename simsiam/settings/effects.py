@@ -21,6 +21,9 @@ FREE = frozenset((
 ))  # fmt: skip
 """Settings, and sections of them, that do not change what is learned."""
 
+FACTS = ("data", "code", "batchnorm")
+"""What `--allow-change` admits beside settings: see run/changes.py."""
+
 UNMEASURED = FREE - {"max_steps", "trials", "knn"}
 """Settings that do not change a result either, or that other hashes of it cover."""
 

@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 from simsiam.errors import UserError
-from simsiam.settings.tree import Job, Run
+from simsiam.settings.tree import Job, Pretrain, Run
 from simsiam.settings.view_recipes import check_views
 from simsiam.settings.wall_time import wall_seconds
 
@@ -36,9 +36,10 @@ _LIMITS = {
         "dali.threads", "hang_timeout", "held_out", "knn_every", "log_every", "max_steps", "optim.decay",
         "optim.final_lr", "optim.head_lr", "optim.lr", "optim.milestones", "optim.norm_weight_decay",
         "optim.trust_coefficient", "optim.warmup_epochs", "optim.warmup_steps", "optim.weight_decay", "precise_bn",
-        "profile", "proposal_loss", "seed", "small_views.count", "test_every", "val_every", "visualize", "workers",
+        "profile", "proposal_loss", "small_views.count", "test_every", "val_every", "visualize", "workers",
         "world_size",
     ), _Limit(0)),
+    "seed": _Limit(0, 2**63 - 1),
     **dict.fromkeys(("dali.hw_decoder_load", "flip", "mean", "optim.momentum", "optim.warmup_factor"), _Limit(0, 1)),
     **dict.fromkeys(("inverse_l2", "knn.temperature", "sizes.anchors", "std"), _Limit(0, is_open=True)),
 }  # fmt: skip
@@ -51,6 +52,11 @@ def check_limits(settings: Job) -> None:
             if key in _LIMITS and number is not None and not _LIMITS[key].holds(number):
                 raise UserError(f"--{key.replace('_', '-')} is {number:g}; it must be {_LIMITS[key]}")
     wall_seconds(settings.max_wall_time)
+    if isinstance(settings, Pretrain) and settings.batch_size // settings.accumulate < 2:
+        raise UserError(
+            f"--batch-size {settings.batch_size} in {settings.accumulate} part(s) leaves batch-norm a single image; "
+            "take a larger one"
+        )
     if isinstance(settings, Run):
         if settings.optim.final_lr and not settings.optim.lr:
             raise UserError(f"--optim.final-lr is {settings.optim.final_lr:g}; give --optim.lr above 0 with it")

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import sys
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
@@ -13,6 +14,8 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_parsing_settings
 
 from simsiam.errors import UserError
+from simsiam.settings.effects import FACTS
+from simsiam.settings.foreign import FOREIGN
 from simsiam.settings.limits import check_limits
 from simsiam.settings.plain_yaml import plain_yaml
 from simsiam.settings.tree import Job
@@ -66,7 +69,7 @@ def parse(kind: type[S], argv: list[str] | None = None, *, recipe: str, prog: st
     try:
         parsed = parser.parse_args(["--recipe", str(path), *words])
     except ArgumentError as error:
-        raise UserError(f"{prog}: {' '.join(str(error).split())}") from None
+        raise UserError(f"{prog}: {_in_words(str(error))}") from None
     parsed.pop("recipe", None)
     settings = parser.instantiate(parsed)
     settings = kind(**{f.name: settings[f.name] for f in fields(kind)})
@@ -77,6 +80,7 @@ def parse(kind: type[S], argv: list[str] | None = None, *, recipe: str, prog: st
         data=settings.data or os.environ.get("DATA", ""),
         out=settings.out or str(Path(os.environ.get("LOG", "runs")) / path.stem),
     )
+    _check_admitted(settings.allow_change, known)
     check_limits(settings)
     return settings.debugged(int(os.environ.get("WORLD_SIZE", 1))) if settings.debug else settings
 
@@ -155,10 +159,44 @@ def _take_recipe(words: list[str], default: str) -> tuple[str, list[str]]:
 
 def _check_words(words: list[str], known: list[str], prog: str) -> None:
     # Here and not in argparse, which would also take the beginning of a key for the key.
+    is_value = False
     for word in words:
-        key = word.partition("=")[0].removeprefix("--")
-        if word.startswith("--") and key not in (*known, "help", "print_config") and not key.startswith("method."):
-            raise UserError(f"Unknown setting {key!r} for {prog}{_nearest(key, known)}")
+        key, equals, _ = word.partition("=")
+        name = key.lstrip("-").replace("-", "_")
+        if word.startswith("--"):
+            if name not in (*known, "help", "print_config") and not name.startswith("method."):
+                raise UserError(f"Unknown setting {name!r} for {prog}{_nearest(name, known)}")
+            is_value = not equals and name not in ("help", "print_config")
+        elif is_value or word == "-h":
+            is_value = False
+        elif word.startswith("-") and name in FOREIGN:
+            raise UserError(f"{prog} knows no {word!r}; did you mean --{FOREIGN[name]}?")
+        else:
+            raise UserError(f"{prog} takes no {word!r} without the setting that it is for, as in --data {word}")
+
+
+def _check_admitted(keys: list[str], known: list[str]) -> None:
+    for key in (key.replace("-", "_") for key in keys):
+        if key not in (*known, *FACTS) and not key.startswith("method."):
+            raise UserError(f"--allow-change names {key!r}, which is no setting{_nearest(key, known)}")
+
+
+_KINDS = {"<class 'float'>": "a number", "<class 'int'>": "a whole number", "<class 'str'>": "text, in quotes"}
+_KINDS |= {"<class 'bool'>": "true or false", "<class 'dict'>": "a mapping, such as {KEY: VALUE}"}
+
+
+def _in_words(error: str) -> str:
+    """What jsonargparse says of a value, in the words of this page's reader."""
+    error = " ".join(error.split())
+    found = re.fullmatch(r'Parser key "(.+?)": Expected an? (.+?)\. Got value: (.*)', error)
+    if found is None:
+        return error
+    key, kind, value = found.groups()
+    if choices := re.fullmatch(r"typing\.Literal\[(.+)\]", kind):
+        kind = f"one of {choices[1]}"
+    elif count := re.fullmatch(r"tuple with (\d+) elements?", kind):
+        kind = f"{count[1]} values with commas between"
+    return f"{key!r} must be {_KINDS.get(kind, kind)}, not {value}"
 
 
 def _own_options(method: dict[str, Any], recipes: dict[str, Any], words: list[str]) -> dict[str, Any]:
@@ -201,6 +239,7 @@ def _read_file(path: Path, known: list[str]) -> dict[str, Any]:
 
 
 def _nearest(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = [FOREIGN[key]] if FOREIGN.get(key, "").partition(" ")[0] in (*known, "recipe", "method.dim") else []
     near = near or [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]][:1]
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else "; see --help for the known ones"

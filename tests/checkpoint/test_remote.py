@@ -205,3 +205,14 @@ def test_a_url_that_fsspec_does_not_know_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be opened") as error:
         Checkpoints(tmp_path, Checkpoint(folder="nosuchthing://bucket/run"), runtime())
     assert "\n" not in str(error.value)
+
+
+def test_a_place_that_cannot_be_written_is_found_before_a_run_begins(store: Store, tmp_path: Path) -> None:
+    checkpoints = manager(tmp_path)
+    checkpoints.check_remote()
+    assert store.objects == {}
+    store.fails = lambda what, path: what == "put"
+    with pytest.raises(UserError, match=rf"--checkpoint.folder {URL} cannot be written \(the store refuses to put\)"):
+        checkpoints.check_remote()
+    with pytest.raises(UserError, match=rf"Checkpoint {URL}/step_00000003 cannot be written .* credentials"):
+        save(checkpoints, 3)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from simsiam.errors import UserError
 from simsiam.models.heads import mlp, predictor, projector
 
 
@@ -76,7 +77,7 @@ def test_mlp_has_norms_and_biases_where_asked(options, expected):
 
 def test_heads_of_no_layers_are_refused():
     for build in (mlp, projector):
-        with pytest.raises(ValueError, match="0 layers"):
+        with pytest.raises(UserError, match="A head of 0 layers"):
             build(4, 4, 4, layers=0)
 
 

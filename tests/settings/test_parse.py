@@ -10,7 +10,8 @@ import pytest
 from simsiam.errors import UserError
 from simsiam.methods.registry import resolve_method
 from simsiam.settings.detect import Detect
-from simsiam.settings.parse import find_recipe, parse, recipe_names
+from simsiam.settings.foreign import FOREIGN
+from simsiam.settings.parse import find_recipe, parse, recipe_names, setting_types
 from simsiam.settings.sweep import sweep_cells
 from simsiam.settings.tree import FineTune, Linear, Pretrain
 from tests.conftest import ROOT
@@ -147,7 +148,7 @@ def test_an_unknown_key_on_the_line_names_the_nearest(words: list[str], nearest:
     [
         ("epochz: 3", "'epochz' in .*mine.yaml; did you mean 'epochs'"),
         ("optim: {lrr: 3}", "'optim.lrr' in .*mine.yaml; did you mean 'optim.lr'"),
-        ("epochs: many", '"epochs".*many'),
+        ("epochs: many", "'epochs' must be a whole number, not many"),
         ("optim: {name: adamax}", "optim.name.*'sgd', 'lars', 'adam', 'adamw'.*adamax"),
         ("{unclosed: [", "mine.yaml is not YAML"),
         ("- epochs", "holds no settings"),
@@ -237,3 +238,45 @@ def test_a_number_for_a_section_is_refused(tmp_path: Path) -> None:
     file.write_text("optim: 3\n")
     with pytest.raises(UserError, match="section of settings"):
         parse(Pretrain, ["-c", str(file)], recipe="quickstart", prog="pretrain.py")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--optim.lr", "abc"], "pretrain.py: 'optim.lr' must be a number, not abc"),
+        (["--epochs", "1e1"], "pretrain.py: 'epochs' must be a whole number, not 10.0"),
+        (["--precision", "int8"], "pretrain.py: 'precision' must be one of 'auto', 'fp32', 'bf16', 'fp16', not int8"),
+        (["--views.scale", "0.2"], "pretrain.py: 'views.scale' must be 2 values with commas between, not [0.2]"),
+        (["--branches", "[1]"], "pretrain.py: 'branches' must be a mapping, such as {KEY: VALUE}, not 1"),
+        (["--lr", "1"], "Unknown setting 'lr' for pretrain.py; did you mean 'optim.lr'?"),
+        (["--arch=resnet18"], "Unknown setting 'arch' for pretrain.py; did you mean 'encoder'?"),
+        (
+            ["--fix-pred-lr"],
+            "Unknown setting 'fix_pred_lr' for pretrain.py; did you mean 'optim.predictor_lr constant'?",
+        ),
+        (["-b", "32"], "pretrain.py knows no '-b'; did you mean --batch_size?"),
+        (["IMAGENET"], "pretrain.py takes no 'IMAGENET' without the setting that it is for, as in --data IMAGENET"),
+        (["--seed", "1", "2"], "pretrain.py takes no '2' without the setting"),
+        (
+            ["--allow-change", "optim.lrr"],
+            "--allow-change names 'optim.lrr', which is no setting; did you mean 'optim.lr'?",
+        ),
+    ],
+)
+def test_what_others_type_and_what_does_not_fit_is_answered_in_our_words(words: list[str], says: str) -> None:
+    with pytest.raises(UserError) as refused:
+        parse(Pretrain, words, recipe="quickstart", prog="pretrain.py")
+    assert str(refused.value).startswith(says)
+
+
+def test_numbers_with_commas_between_are_a_tuple() -> None:
+    words = ["--views.scale", "0.3,0.9", "--optim.milestones=3,5", "--allow-change", "data,optim.lr"]
+    settings = parse(Pretrain, words, recipe="quickstart", prog="pretrain.py")
+    assert (settings.views.scale, settings.optim.milestones) == ((0.3, 0.9), (3, 5))
+    assert settings.allow_change == ["data", "optim.lr"]
+
+
+def test_every_foreign_name_leads_to_a_setting() -> None:
+    known = {*setting_types(Pretrain), *setting_types(Linear), "recipe"}
+    ours = {value.partition(" ")[0] for value in FOREIGN.values()}
+    assert {key for key in ours if not key.startswith("method.")} <= known
