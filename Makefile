@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TOOLS := $(VENV)/.tools
 
 .PHONY: quickstart test walk coverage faults lint docs bench clean
 
@@ -10,25 +11,25 @@ quickstart: $(READY)
 	$(BIN)/python -m simsiam quickstart
 
 # Two files at once, each on one core: most tests wait for start-ups or run small networks.
-test: $(READY)
+test: $(TOOLS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The README's commands in its order, each made small, in build/walk.
-walk: $(READY)
+walk: $(TOOLS)
 	$(BIN)/python benchmarks/walk.py
 
 # The suite with the lines counted that it runs, also in what it starts and kills; below 90% of simsiam/ it fails.
-coverage: $(READY)
+coverage: $(TOOLS)
 	$(BIN)/python -m coverage erase
 	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
 # What kills, cuts and waits for an hour. `make faults RELEASE=1` has 500 kills in a row instead of 200.
-faults: $(READY)
+faults: $(TOOLS)
 	OMP_NUM_THREADS=1 RELEASE=$(RELEASE) $(BIN)/python -m pytest -n 2 --dist loadfile -m faults
 
-lint: $(READY)
+lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
@@ -47,14 +48,18 @@ bench: $(READY)
 	$(BIN)/python benchmarks/report.py build/bench.md
 
 # The pages, with their links checked, in build/site.
-docs: $(READY)
+docs: $(TOOLS)
 	$(BIN)/python -m mkdocs build --strict
 
-# Made again only where the dependencies changed.
+# Both are made again only where the dependencies changed. What runs the package, and what tests it.
 $(READY): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch torchvision
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(TOOLS): $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 

@@ -33,7 +33,8 @@ _SCENES = (
 )
 # Pattern of a command -> what makes it small; all that fit, in this order, and the last word on a setting holds.
 _SMALLER = {
-    r"(pretrain|lincls|semisup|classify)\.py (?!.*(--help|--debug|--evaluate-only))": _FEW,
+    r"(pretrain|lincls|semisup|classify)\.py (?!.*(--help|--debug|--evaluate-only|few-shot))": _FEW,
+    r"few-shot": "--workers 0 --hide-progress --views.size 32 --views.resize 32",
     r"(pretrain|lincls|semisup)\.py .*cifar10|data flowers102": "--data IMAGENET",
     r"pretrain\.py (?!.*(--help|--debug))": "--knn-every 0 --encoder resnet8",
     r"pretrain\.py --data": "--encoder resnet18",  # whose stem Detectron2 knows

@@ -26,7 +26,7 @@ ELSEWHERE = NOT_HERE | {
 PLACES = {"ENCODER": "runs/imagenet-r50-100ep", "runs/protocol-ENCODER": "runs/lincls-imagenet"}
 # Pattern of a command -> what makes it quicker still.
 QUICKER = {
-    r"\.py (?!.*(--help|--debug|--evaluate-only))": ("--device", "cpu", "--max-steps", "2"),
+    r"\.py (?!.*(--help|--debug|--evaluate-only|few-shot))": ("--device", "cpu", "--max-steps", "2"),
     r"check-data": ("--no-throughput", "--workers", "0"),
     r"simsiam (knn|predict)": ("--device", "cpu", "--workers", "0"),
 }

@@ -57,5 +57,5 @@ class KnnMonitor:
             return knn_accuracy(
                 encoder, self._train, self._val, settings.views, self._runtime, k=knn.k, temperature=knn.temperature,
                 centres=self._centres,
-                show_progress=not settings.hide_progress and not isinstance(self._train, ResidentImages),
+                show_progress=not settings.hide_progress,
             )  # fmt: skip

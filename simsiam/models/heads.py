@@ -28,7 +28,7 @@ def mlp(
     """
     if layers < 1 or min(in_dim, hidden_dim, out_dim) < 1:
         raise UserError(
-            f"A head of {layers} layers from {in_dim} over {hidden_dim} to {out_dim} channels is none; make all 1 or more "
+            f"A head of {layers} layers from {in_dim} over {hidden_dim} to {out_dim} channels is none; take 1 or more "
             "(method.dim, projector_layers, projector_hidden, predictor_hidden)"
         )
     parts: list[nn.Module] = []

@@ -21,7 +21,7 @@ from simsiam.run.pictures import view_grid
 from simsiam.run.progress import Progress
 from simsiam.run.record import read_run
 from simsiam.settings.derive import Numbers
-from simsiam.settings.tree import Job, Views
+from simsiam.settings.tree import Job, Pretrain, Views
 from simsiam.training.clock import Clock
 from simsiam.training.skew import over_ranks, remark
 from simsiam.training.state import TrainState
@@ -109,7 +109,8 @@ class Journal:
         waiting = 100 * timing["data_seconds"] / max(timing["step_seconds"], 1e-9)
         done = step - self._first_step
         left = (time.perf_counter() - self._began) / max(done, 1) * (numbers.stop_step - step)
-        rate = f"{timing['pairs_per_second']:.0f} pairs/s  data {waiting:.0f}%"
+        unit = "pairs/s" if isinstance(self._settings, Pretrain) else "images/s"
+        rate = f"{timing['pairs_per_second']:.0f} {unit}  data {waiting:.0f}%"
         words = [f"epoch {values['epoch']:.2f}", f"loss {values['loss']:.4f}", text, rate, remark(timing)]
         self._progress.report(step, "  ".join(filter(None, words)), left)
 
