@@ -102,14 +102,14 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     }
     journal = Journal(folder, settings, numbers, runtime, state, facts)
     clock = Clock(numbers.global_batch)
-    looks = settings.knn_every * numbers.steps_per_epoch if monitor.on else 0
+    knn_every_steps = settings.knn_every * numbers.steps_per_epoch if monitor.on else 0
 
-    def look() -> None:
+    def measure_knn() -> None:
         journal.answer(state.step, knn=monitor.accuracy(method.encoder))
 
-    at_look = looks and (state.step == numbers.stop_step or due(state.step, looks))
-    if (state.step == 0 and monitor.cheap) or (at_look and journal.lacks_answer(state.step)):
-        look()
+    was_due = knn_every_steps and (state.step == numbers.stop_step or due(state.step, knn_every_steps))
+    if (state.step == 0 and monitor.cheap) or (was_due and journal.lacks_answer(state.step)):
+        measure_knn()
         clock.restart()
 
     with Keeper(settings, numbers, runtime, state, checkpoints, journal, clock) as keeper, trace:
@@ -132,9 +132,9 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
                     keeper.stop(f"collapsed at step {state.step}: {verdict.reason}")
             if now.saves:
                 keeper.save()
-            if looks and (now.last or due(state.step, looks)):
+            if knn_every_steps and (now.last or due(state.step, knn_every_steps)):
                 with keeper.evaluating("kNN"):
-                    look()
+                    measure_knn()
 
     if runtime.is_main:
         mean, std = (json.dumps(values) for values in (settings.views.mean, settings.views.std))

@@ -108,17 +108,17 @@ class _Listing:
                 file.writelines(self._lines)
         except OSError as error:
             raise UserError(
-                f"The list {self._path} cannot be written ({error.strerror}); give --list another file."
+                f"The list {self._path} cannot be written ({error.strerror}); give --list another file"
             ) from None
 
 
 def _refuse_nonsense(arguments: argparse.Namespace) -> None:
     if arguments.workers < 0:
-        raise UserError(f"--workers {arguments.workers} is below 0; 0 reads in this process.")
+        raise UserError(f"--workers {arguments.workers} is below 0; 0 reads in this process")
     if arguments.batch_size is not None and arguments.batch_size < 2:
-        raise UserError(f"--batch-size {arguments.batch_size} is below 2, and batch norm needs two images; take more.")
+        raise UserError(f"--batch-size {arguments.batch_size} is below 2, and batch norm needs two images; take more")
     if not arguments.seconds > 0:
-        raise UserError(f"--seconds {arguments.seconds:g} is no length of a measurement; take 3, or --no-throughput.")
+        raise UserError(f"--seconds {arguments.seconds:g} is no length of a measurement; take 3, or --no-throughput")
 
 
 def _refuse_unreadable(splits: dict[str, "ImageSet"], checked: dict[str, _Checked], data: str) -> None:
@@ -128,7 +128,7 @@ def _refuse_unreadable(splits: dict[str, "ImageSet"], checked: dict[str, _Checke
         first = splits[split].name(min(checked[split].bad))
         raise UserError(
             f"{counted(count, 'file')} of {data} cannot be read, such as {first} of {split}; restore or remove what is "
-            "listed as unreadable."
+            "listed as unreadable"
         )
 
 

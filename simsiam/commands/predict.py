@@ -88,27 +88,25 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.strict and told.bad:
         raise UserError(
             f"{counted(len(told.bad), 'image')} of {arguments.images} cannot be read, such as {told.bad[0]}; "
-            "restore or remove what is listed as unreadable."
+            "restore or remove what is listed as unreadable"
         )
 
 
 def _refuse_nonsense(arguments: argparse.Namespace) -> None:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError(
-            "simsiam predict works in one process; start it without torchrun, on a part of the images each."
-        )
+        raise UserError("simsiam predict works in one process; start it without torchrun, on a part of the images each")
     if arguments.top < 1:
-        raise UserError(f"--top {arguments.top} is below 1; 1 writes the likeliest class alone.")
+        raise UserError(f"--top {arguments.top} is below 1; 1 writes the likeliest class alone")
     if arguments.batch_size < 1:
-        raise UserError(f"--batch-size {arguments.batch_size} is below 1; take 1 or more images at a time.")
+        raise UserError(f"--batch-size {arguments.batch_size} is below 1; take 1 or more images at a time")
     if arguments.workers < 0:
-        raise UserError(f"--workers {arguments.workers} is below 0; 0 reads in this process.")
+        raise UserError(f"--workers {arguments.workers} is below 0; 0 reads in this process")
 
 
 def _classifier_file(given: Path) -> Path:
     file = given / "classifier.safetensors" if given.is_dir() else given
     if not file.is_file():
-        raise UserError(f"There is no file {file}; give the run folder of a finished lincls.py or semisup.py.")
+        raise UserError(f"There is no file {file}; give the run folder of a finished lincls.py or semisup.py")
     return file
 
 
@@ -116,10 +114,10 @@ def _refuse_mismatch(classifier: "ReadClassifier", file: Path, top: int) -> None
     count = len(classifier.classes)
     if classifier.head.out_features != count:
         raise UserError(
-            f"{file} names {count} classes and has weights of {classifier.head.out_features}; give an undamaged one."
+            f"{file} names {count} classes and has weights of {classifier.head.out_features}; give an undamaged one"
         )
     if top > count:
-        raise UserError(f"--top {top} is more than the {count} classes of {file}; take {count} or fewer.")
+        raise UserError(f"--top {top} is more than the {count} classes of {file}; take {count} or fewer")
 
 
 def _views(about: dict[str, str], file: Path) -> "Views":
@@ -131,7 +129,7 @@ def _views(about: dict[str, str], file: Path) -> "Views":
         resize, size, mean, std = (json.loads(about[key]) for key in ("resize", "size", "pixel_mean", "pixel_std"))
         views = Views(resize=int(resize), size=int(size), mean=_three(mean), std=_three(std))
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{file} does not say which images it wants ({error}); train the classifier again.") from None
+        raise UserError(f"{file} does not say which images it wants ({error}); train the classifier again") from None
     check_views(views)
     return views
 
@@ -155,14 +153,14 @@ def _open_encoder(given: str | None, classifier: "ReadClassifier", file: Path) -
     if encoder.feature_dim != classifier.head.in_features:
         raise UserError(
             f"{file} classifies {classifier.head.in_features} features, and the encoder {source} gives "
-            f"{encoder.feature_dim}; give as --encoder the one that it was trained on."
+            f"{encoder.feature_dim}; give as --encoder the one that it was trained on"
         )
     wanted, found = about.get("encoder_sha256", "unknown"), encoder_hash(encoder)
     # The hash is of tensors alone: two encoders of the same tensors may compute something else.
     if found != wanted or not is_named_so:
         raise UserError(
             f"{file} was trained on the encoder {name} of SHA-256 {wanted}, but {source} holds {encoder.encoder_name} "
-            f"of SHA-256 {found}; give as --encoder the one that it was trained on."
+            f"of SHA-256 {found}; give as --encoder the one that it was trained on"
         )
     return encoder
 
@@ -176,11 +174,11 @@ def _encoder_source(given: str | None, about: dict[str, str], file: Path) -> str
     if trained_on == "random":
         raise UserError(
             f"{file} was trained on random weights, which were not kept, so they cannot be read again; give a "
-            "classifier of a pretrained encoder."
+            "classifier of a pretrained encoder"
         )
     if not trained_on or not Path(trained_on).exists():
         where = f"came from {trained_on}, which is not here" if trained_on else "is not named in it"
-        raise UserError(f"The encoder of {file} {where}; give it as --encoder.")
+        raise UserError(f"The encoder of {file} {where}; give it as --encoder")
     return trained_on
 
 

@@ -48,11 +48,11 @@ def open_images(given: Path) -> FolderImages:
     if given.is_dir():
         root, names = given, sorted(_names(str(given)))
         if not names:
-            raise UserError(f"No image in {given} or below it; give a folder that holds some ({' '.join(EXTENSIONS)}).")
+            raise UserError(f"No image in {given} or below it; give a folder that holds some ({' '.join(EXTENSIONS)})")
     elif given.exists():
         root, names = given.parent, [given.name]
     else:
-        raise UserError(f"There is no image or folder {given}; give the path of one that is there.")
+        raise UserError(f"There is no image or folder {given}; give the path of one that is there")
     index = Index(names=Strings.of(names), labels=np.full(len(names), -1, np.int64), classes=())
     return FolderImages(root, index=index)
 
@@ -70,7 +70,7 @@ def _names(root: str, inner: str = "", above: frozenset[str] = frozenset()) -> I
         with os.scandir(path) as entries:
             found = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
-        raise UserError(f"{path} cannot be listed ({error.strerror}); make it readable or move it away.") from error
+        raise UserError(f"{path} cannot be listed ({error.strerror}); make it readable or move it away") from error
     for name, is_folder in found:
         if is_folder:
             yield from _names(root, f"{inner}{name}/", above | {real})
@@ -148,7 +148,7 @@ def writing(path: str) -> Iterator[TextIO]:
         return
     final = Path(path)
     if final.exists() and not final.is_file():
-        raise UserError(f"--out {final} is a folder or device; give a file, or - for stdout.")
+        raise UserError(f"--out {final} is a folder or device; give a file, or - for stdout")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         # A file's name need not be UTF-8. It is closed, and so written, before its draft is moved.
@@ -159,7 +159,7 @@ def writing(path: str) -> Iterator[TextIO]:
             yield file
     except OSError as error:
         raise UserError(
-            f"The predictions {final} cannot be written ({error.strerror or error}); give --out another file."
+            f"The predictions {final} cannot be written ({error.strerror or error}); give --out another file"
         ) from error
 
 

@@ -38,18 +38,18 @@ def _refuse_nonsense(arguments: argparse.Namespace, folders: list[Path]) -> None
     for name in ("train", "val"):
         count = getattr(arguments, name)
         if not 1 <= count <= _MOST:
-            raise UserError(f"--{name} {count} is no number of scenes from 1 to {_MOST:,}; give one.")
+            raise UserError(f"--{name} {count} is no number of scenes from 1 to {_MOST:,}; give one")
     if not 0 <= arguments.seed < 1 << 32:
-        raise UserError(f"--seed {arguments.seed} is not from 0 to {(1 << 32) - 1}; give one that is.")
+        raise UserError(f"--seed {arguments.seed} is not from 0 to {(1 << 32) - 1}; give one that is")
     if not folders:
-        raise UserError("There is no folder to write to; give --voc DIR, --coco DIR or both.")
+        raise UserError("There is no folder to write to; give --voc DIR, --coco DIR or both")
     for folder in folders:
         if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise UserError(f"{folder} is there and not an empty folder; give a new one or remove it.")
+            raise UserError(f"{folder} is there and not an empty folder; give a new one or remove it")
     if len(folders) == 2:
         voc, coco = (folder.resolve() for folder in folders)
         if voc.is_relative_to(coco) or coco.is_relative_to(voc):
-            raise UserError(f"One of {folders[0]} and {folders[1]} lies in the other; give two folders apart.")
+            raise UserError(f"One of {folders[0]} and {folders[1]} lies in the other; give two folders apart")
 
 
 def _report(layout: str, root: Path) -> None:

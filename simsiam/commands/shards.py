@@ -67,14 +67,14 @@ def _refuse_inside(source: str, out: str) -> None:
 
     folder, target = Path(source).expanduser(), Path(out).expanduser()
     if folder.is_dir() and not is_url(out) and target.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{out} lies in {source}, where it would be taken for images; give a folder outside of it.")
+        raise UserError(f"{out} lies in {source}, where it would be taken for images; give a folder outside of it")
 
 
 def _refuse_arrays(images: object, source: str) -> "EncodedImages":
     from simsiam.data.encoded import EncodedImages
 
     if not isinstance(images, EncodedImages):
-        raise UserError(f"{source} is a few large files already, and no folder of images; there is nothing to pack.")
+        raise UserError(f"{source} is a few large files already, and no folder of images; there is nothing to pack")
     return images
 
 

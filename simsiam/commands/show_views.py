@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.seed is not None:
         settings = replace(settings, seed=arguments.seed)
     if arguments.epoch < 0:
-        raise UserError(f"--epoch {arguments.epoch} is below 0; the first epoch is 0.")
+        raise UserError(f"--epoch {arguments.epoch} is below 0; the first epoch is 0")
     num_views = num_views_of(settings)
     check_view_recipes(settings, num_views, takes_small_views=True)
     recipes = view_recipes(settings, arguments.epoch, num_views)
@@ -129,19 +129,19 @@ def find_sample(images: "ImageSet", wanted: str) -> int:
     total = len(images)
     if wanted.lstrip("-").isdecimal():
         if not 0 <= int(wanted) < total:
-            raise UserError(f"There is no sample {wanted}: the training set has {total:,} images, 0 to {total - 1}.")
+            raise UserError(f"There is no sample {wanted}: the training set has {total:,} images, 0 to {total - 1}")
         return int(wanted)
     names = list(all_names(images))
     found = [sample for sample, name in enumerate(names) if name == wanted]
     found = found or [sample for sample, name in enumerate(names) if name.endswith(f"/{wanted}")]
     if not found:
         raise UserError(
-            f"No image of the training set is called {wanted!r}: give a number, or a name such as {names[0]}."
+            f"No image of the training set is called {wanted!r}: give a number, or a name such as {names[0]}"
         )
     if len(found) > 1:
         raise UserError(
             f"{len(found)} images are called {wanted!r}, such as {names[found[0]]} and {names[found[1]]}; "
-            "give the whole name."
+            "give the whole name"
         )
     return found[0]
 
@@ -176,7 +176,7 @@ def _read(images: "ImageSet", sample: int) -> "np.ndarray":
     except BadImage as error:
         raise UserError(
             f"Sample {sample}, {images.name(sample)}, cannot be read ({error}); take another, or see "
-            "`simsiam check-data`."
+            "`simsiam check-data`"
         ) from None
 
 
@@ -300,7 +300,7 @@ def _draw(title: str, image: "np.ndarray", rows: list[Row], drawn: _Drawn, views
     try:
         figure.savefig(out, dpi=_DPI, format="png")
     except OSError as error:
-        raise UserError(f"The picture {out} cannot be written ({error.strerror}); give --out another file.") from None
+        raise UserError(f"The picture {out} cannot be written ({error.strerror}); give --out another file") from None
 
 
 def _colour(view: int) -> str:

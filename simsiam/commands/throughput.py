@@ -99,7 +99,7 @@ def account_for(images: ImageSet, good: np.ndarray, arguments: argparse.Namespac
     """
     settings = parse(Pretrain, [], recipe=arguments.recipe, prog="simsiam check-data")
     if len(images) < 2:
-        raise UserError(f"{arguments.data} holds one image, and a training step needs two; add --no-throughput.")
+        raise UserError(f"{arguments.data} holds one image, and a training step needs two; add --no-throughput")
     with running(arguments.device) as runtime:
         kind = runtime.device.type
         usual = _BATCH if kind == "cuda" or settings.views.size <= _SMALL_VIEW else _CPU_BATCH

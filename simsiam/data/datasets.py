@@ -63,7 +63,7 @@ def open_dataset(
     folder = _split_folder(root, split)
     if folder is None:
         raise UserError(
-            f"{root} has no validation images: none of the folders val, test or validation is in it; add one."
+            f"{root} has no validation images: none of the folders val, test or validation is in it; add one"
         )
     if isinstance(folder, str) or _holds_shards(str(folder)):
         return ShardImages(str(folder), classes, verify=checksums)
@@ -101,22 +101,22 @@ def _parse(data: str) -> tuple[str | None, Path | str]:
     name, colon, root = data.partition(":")
     if name in _BINARIES or name in SETS:
         if colon and not root:
-            raise UserError(f"--data {data} names no folder after the colon; write {name}:FOLDER or {name}.")
+            raise UserError(f"--data {data} names no folder after the colon; write {name}:FOLDER or {name}")
         return name, Path(root or _default_root()).expanduser()
     if data in BUILT_IN:
         return data, Path()
     if not data:
-        raise UserError(f"No dataset given; set --data to a folder of images or one of {', '.join(BUILT_IN)}.")
+        raise UserError(f"No dataset given; set --data to a folder of images or one of {', '.join(BUILT_IN)}")
     if is_url(data):
         return None, data.rstrip("/")
     folder = Path(data).expanduser()
     if folder.is_dir():
         return None, folder
     if folder.exists():
-        raise UserError(f"--data {data} is a file, not a folder of images; give the folder that holds the images.")
+        raise UserError(f"--data {data} is a file, not a folder of images; give the folder that holds the images")
     raise UserError(
         f"--data {data} is neither a folder nor a built-in dataset; "
-        f"give a folder of images or of shards, a URL of shards, or one of {', '.join(BUILT_IN)}."
+        f"give a folder of images or of shards, a URL of shards, or one of {', '.join(BUILT_IN)}"
     )
 
 
@@ -137,7 +137,7 @@ def _split_folder(root: Path | str, split: str) -> Path | str | None:
     stray = _split_folder(root, "val")
     if stray is not None:  # it would be taken for a class
         name = str(stray).rpartition("/")[2]
-        raise UserError(f"{root} holds {name} but no train; move the training images into {root}/train.")
+        raise UserError(f"{root} holds {name} but no train; move the training images into {root}/train")
     return root
 
 
@@ -147,4 +147,4 @@ def _holds_shards(place: str) -> bool:
     try:
         return storage.has(INDEX) or storage.has(shard_name(0))
     except OSError as error:
-        raise UserError(f"{place} cannot be looked at ({reason(error)}); check the place and your access.") from error
+        raise UserError(f"{place} cannot be looked at ({reason(error)}); check the place and your access") from error

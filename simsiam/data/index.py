@@ -113,7 +113,7 @@ class Index:
         if unknown:
             raise UserError(
                 f"The class folder {place}/{unknown[0]} has no counterpart among the {len(classes)} classes of the "
-                "train split; remove it, rename it or add the class there."
+                "train split; remove it, rename it or add the class there"
             )
         table = np.array([*(number[name] for name in self.classes), -1], np.int64)  # the last is that of -1
         return replace(self, labels=table[self.labels], classes=tuple(classes))

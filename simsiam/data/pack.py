@@ -67,9 +67,9 @@ class Packing:
         self, images: EncodedImages, out: str, *, shard_bytes: int = DEFAULT_SHARD_BYTES, seed: int | None = 0
     ) -> None:
         if shard_bytes < 1:
-            raise UserError(f"--shard-bytes {shard_bytes} is no size of a shard; take {DEFAULT_SHARD_BYTES}.")
+            raise UserError(f"--shard-bytes {shard_bytes} is no size of a shard; take {DEFAULT_SHARD_BYTES}")
         if seed is not None and not 0 <= seed < 2**63:
-            raise UserError(f"--seed {seed} is not a number from 0 to 2**63 - 1; take 0.")
+            raise UserError(f"--seed {seed} is not a number from 0 to 2**63 - 1; take 0")
         self._images, self._storage = images, open_storage(out)
         self._shard_bytes, self._seed = shard_bytes, seed
         self._recipe = {
@@ -81,7 +81,7 @@ class Packing:
             self._complete = self._read_complete()
             self._parts = [] if self._complete else list(self._read_parts())
         except OSError as error:
-            raise UserError(f"{self.out} cannot be read ({reason(error)}); check the place and your access.") from error
+            raise UserError(f"{self.out} cannot be read ({reason(error)}); check the place and your access") from error
 
     @property
     def out(self) -> str:
@@ -98,7 +98,7 @@ class Packing:
             UserError: `out` cannot be written, or none of the images can be read.
         """
         if workers < 1:
-            raise UserError(f"--workers {workers} reads no files; take 1 or more.")
+            raise UserError(f"--workers {workers} reads no files; take 1 or more")
         try:
             packed = self._complete or self._finish(self._write_shards(workers, show_progress))
             for number in range(len(packed.index.shard_names)):
@@ -108,7 +108,7 @@ class Packing:
         except OSError as error:
             raise UserError(
                 f"{self.out} cannot be written ({reason(error)}); mend that and give the same command again, which "
-                "goes on after the shards that are whole."
+                "goes on after the shards that are whole"
             ) from error
 
     def _write_shards(self, workers: int, show_progress: bool) -> list[tuple[int, str]]:
@@ -138,7 +138,7 @@ class Packing:
         if not self._parts:
             raise UserError(
                 f"None of the {total:,} images can be read, such as {self._images.name(left_out[0][0])} "
-                f"({left_out[0][1]}); see `simsiam check-data`."
+                f"({left_out[0][1]}); see `simsiam check-data`"
             )
         return left_out
 
@@ -192,7 +192,7 @@ class Packing:
         if missing:
             raise UserError(
                 f"{self.out} lacks {len(missing):,} shards of its index, such as {missing[0]}; restore them, or remove "
-                "what is there to pack it anew."
+                "what is there to pack it anew"
             )
         return Packed(index, [(name, why) for name, why in from_array(more["left_out"])], was_there=True)
 
@@ -212,17 +212,17 @@ class Packing:
         if strays:
             raise UserError(
                 f"{self.out} holds {len(strays):,} tar files of another origin, such as {strays[0]}; give another "
-                "folder, or remove them."
+                "folder, or remove them"
             )
 
     def _refuse_other(self, theirs: dict[str, np.ndarray], state: str, remedy: str) -> None:
         if "source" not in theirs or not np.array_equal(theirs["source"], self._recipe["source"]):
-            raise UserError(f"{self.out} holds the packing of another list of images, which {state}; {remedy}.")
+            raise UserError(f"{self.out} holds the packing of another list of images, which {state}; {remedy}")
         if not np.array_equal(theirs["options"], self._recipe["options"]):
             shard_bytes, shuffled, seed = theirs["options"].tolist()
             order = f"--shuffle --seed {seed}" if shuffled else "--no-shuffle"
             raise UserError(
-                f"{self.out} holds a packing with --shard-bytes {shard_bytes} {order}, which {state}; {remedy}."
+                f"{self.out} holds a packing with --shard-bytes {shard_bytes} {order}, which {state}; {remedy}"
             )
 
 
@@ -283,7 +283,7 @@ class _Part(NamedTuple):
             return cls(**{**arrays, "stop": int(arrays["stop"]), "left_out": left_out}), recipe
         except Exception as error:  # zipfile and numpy raise nearly anything on damaged data
             raise UserError(
-                f"{storage.root}/{name} cannot be understood ({error}); remove it and give the same command again."
+                f"{storage.root}/{name} cannot be understood ({error}); remove it and give the same command again"
             ) from error
 
 

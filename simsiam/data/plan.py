@@ -89,10 +89,10 @@ def make_plan(images: "ImageSet", global_batch: int, settings: Run, rank: int, w
     if shards is None:
         raise UserError(
             "--shuffle shards needs a set that is read from shards: pack a folder with `simsiam shards`, and leave "
-            "--shuffle full where a small set is held in memory."
+            "--shuffle full where a small set is held in memory"
         )
     if settings.shuffle_buffer < 1:
-        raise UserError(f"--shuffle-buffer {settings.shuffle_buffer} holds no sample; take 10000, or 1 to mix nothing.")
+        raise UserError(f"--shuffle-buffer {settings.shuffle_buffer} holds no sample; take 10000, or 1 to mix nothing")
     return Plan(len(images), global_batch, settings.seed, rank, world_size, shards, settings.shuffle_buffer)
 
 

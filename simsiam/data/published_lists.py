@@ -46,11 +46,11 @@ def published_list(name: str) -> tuple[Path, bytes]:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
             fetched = response.read()
     except (OSError, http.client.HTTPException) as error:
-        raise UserError(f"The list --subset {name} cannot be fetched from {url} ({error}); {by_hand}.") from error
+        raise UserError(f"The list --subset {name} cannot be fetched from {url} ({error}); {by_hand}") from error
     if _sha256(fetched) != sha256:
         raise UserError(
             f"What {url} sends is not the published list for --subset {name}: its SHA-256 is {_sha256(fetched)}, not "
-            f"{sha256}; {by_hand}."
+            f"{sha256}; {by_hand}"
         )
     keep(path, lambda draft: draft.write_bytes(fetched))
     return path, fetched

@@ -263,11 +263,11 @@ class RemoteStorage:
                 package = _PACKAGES.get(protocol)
                 remedy = f"run `pip install {package}`" if package else "install it"
                 raise UserError(
-                    f"{self.root} cannot be opened without a package that is missing ({error}); {remedy}."
+                    f"{self.root} cannot be opened without a package that is missing ({error}); {remedy}"
                 ) from error
             except Exception as error:  # an unknown protocol, or a backend that finds its options wrong
                 raise UserError(
-                    f"{self.root} cannot be opened ({error}); give a folder, or a URL that fsspec knows such as s3://."
+                    f"{self.root} cannot be opened ({error}); give a folder, or a URL that fsspec knows such as s3://"
                 ) from error
             self._connection = os.getpid(), files, folder.rstrip("/")
         return self._connection[1:]

@@ -39,7 +39,7 @@ def listed(images: ImageSet, file: str, text: bytes) -> np.ndarray:
     """
     entries = _entries(file, text)
     if not entries:
-        raise UserError(f"The list {file} names no image; write one file name a line.")
+        raise UserError(f"The list {file} names no image; write one file name a line")
     known = _Known(images, entries)
     found, numbers = zip(*map(known.find, entries))
     unknown = [entry for entry, sample in zip(entries, found) if sample is None]
@@ -73,7 +73,7 @@ def _entries(file: str, text: bytes) -> list[_Entry]:
     entries = []
     for number, line in enumerate(map(str.strip, lines), 1):
         if len(line) > _LONGEST_LINE:
-            raise UserError(f"Line {number} of the list {file} has {len(line):,} letters; write one file name a line.")
+            raise UserError(f"Line {number} of the list {file} has {len(line):,} letters; write one file name a line")
         if line and not line.startswith("#"):
             parts = _WITH_LABEL.fullmatch(line)
             entries.append(_Entry(number, line, (parts[1], int(parts[2])) if parts else None))
@@ -124,7 +124,7 @@ def _refuse(what: str, file: str, entries: list[_Entry], wrong: list[_Entry], re
     if wrong:
         raise UserError(
             f"{what}: {len(wrong):,} of {len(entries):,} in the list {file}, the first on line {wrong[0].line}, "
-            f"{wrong[0].whole[:200]!r}; {remedy}."
+            f"{wrong[0].whole[:200]!r}; {remedy}"
         )
 
 
@@ -147,5 +147,5 @@ def _check_labels(
             clash = f"is of class {images.classes[label]}, which is {other} on line {line}"
         raise UserError(
             f"The labels of the list {file} contradict the classes of the training images: line {entry.line}, "
-            f"{entry.whole[:200]!r}, {clash}; correct the labels or leave them out."
+            f"{entry.whole[:200]!r}, {clash}; correct the labels or leave them out"
         )

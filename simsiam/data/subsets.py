@@ -95,12 +95,12 @@ def choose(images: ImageSet, subset: str) -> ImageSet:
     if not path.is_file():
         raise UserError(
             f"--subset {subset} is neither a fraction (above 0 and at most 1) nor a list ({', '.join(PUBLISHED)}) nor "
-            f"a file of names; {_nearest(subset, path)}."
+            f"a file of names; {_nearest(subset, path)}"
         )
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise UserError(f"The list {subset} cannot be read ({error.strerror}); allow it or give another.") from error
+        raise UserError(f"The list {subset} cannot be read ({error.strerror}); allow it or give another") from error
     return take(images, listed(images, subset, text))
 
 

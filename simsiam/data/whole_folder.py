@@ -31,7 +31,7 @@ def whole_folder(root: Path, is_made: Callable[[], bool], *, what: str, remedy: 
         draft.rename(root)  # refused where another process was first
     except OSError as error:
         if not is_made():
-            raise UserError(f"Cannot write {what} to {root} ({error.strerror}); {remedy}.") from error
+            raise UserError(f"Cannot write {what} to {root} ({error.strerror}); {remedy}") from error
     finally:
         if draft is not None:
             shutil.rmtree(draft, ignore_errors=True)

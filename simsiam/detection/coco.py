@@ -40,7 +40,7 @@ def open_coco(root: str | Path, split: str, *, masks: bool = True, filter_empty:
     categories = _sorted(content["categories"], file, "categories")
     numbers = [category["id"] for category in categories]
     if len(set(numbers)) < len(numbers):
-        raise UserError(f"{file} has two categories of one id; number each of `categories` differently.")
+        raise UserError(f"{file} has two categories of one id; number each of `categories` differently")
     reader = _Reader(file, {number: label for label, number in enumerate(numbers, start=1)}, masks)
     reader.read_images(_sorted(content["images"], file, "images"))
     reader.read_objects(content["annotations"])
@@ -78,11 +78,11 @@ class _Reader:
         for image in images:
             name = image.get("file_name")
             if not isinstance(name, str):
-                raise UserError(f"{self._file}: image {image['id']} has no file_name; correct it or fetch it again.")
+                raise UserError(f"{self._file}: image {image['id']} has no file_name; correct it or fetch it again")
             if not is_inside(name) or not _is_number(image["id"]):
                 raise UserError(
                     f"{self._file} has an image {name[:200]!r} that is not below {folder}, or an id beyond 64 bits; "
-                    "correct it."
+                    "correct it"
                 )
             if image["id"] in self._row_of:
                 self.noted[REPEATED_IMAGE].append(name)
@@ -95,7 +95,7 @@ class _Reader:
                 size = stored_size(folder / name)
             sizes.append(size)
         if not self.names:
-            raise UserError(f"{self._file} has no image; fetch it again.")
+            raise UserError(f"{self._file} has no image; fetch it again")
         self.ids = np.fromiter(self._row_of, np.int64, len(self._row_of))
         self.sizes = np.array(sizes, np.int32)
 
@@ -132,10 +132,10 @@ class _Reader:
         known, seen = [], set()
         for place, annotation in enumerate(annotations):
             if not isinstance(annotation, dict):
-                raise UserError(f"{self._file}: annotation number {place} is no object; fetch the file again.")
+                raise UserError(f"{self._file}: annotation number {place} is no object; fetch the file again")
             identity, image = annotation.get("id", f"number {place}"), annotation.get("image_id")
             if not isinstance(identity, int | str) or not isinstance(image, int | str | None):
-                raise UserError(f"{self._file}: annotation number {place} has a list for an id; fetch the file again.")
+                raise UserError(f"{self._file}: annotation number {place} has a list for an id; fetch the file again")
             row = self._row_of.get(image)
             if row is None:
                 self.noted[NO_IMAGE].append(f"annotation {identity}")
@@ -153,7 +153,7 @@ class _Reader:
             raise UserError(
                 f"{self._file}: annotation {annotation.get('id')} of image {annotation['image_id']} has the category "
                 f"{annotation.get('category_id')!r}, which is none of the {len(self._labels)} in `categories`; add it "
-                "there or take the annotation out."
+                "there or take the annotation out"
             ) from None
 
     def _numbers(self, annotation: dict[str, Any]) -> tuple[list[float], float, bool]:
@@ -165,7 +165,7 @@ class _Reader:
         except (KeyError, TypeError, ValueError, OverflowError):
             raise UserError(
                 f"{self._file}: annotation {annotation.get('id')} of image {annotation['image_id']} has no bbox of "
-                "four numbers x, y, width, height, or an area that is no number; correct it."
+                "four numbers x, y, width, height, or an area that is no number; correct it"
             ) from None
 
 
@@ -175,15 +175,15 @@ def _load(file: Path) -> dict[str, list[dict[str, Any]]]:
         content = json.loads(file.read_bytes())
     except FileNotFoundError:
         raise UserError(
-            f"There is no {file}; give the folder that holds COCO's annotations/ and image folders."
+            f"There is no {file}; give the folder that holds COCO's annotations/ and image folders"
         ) from None
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}); make it readable.") from None
+        raise UserError(f"{file} cannot be read ({error.strerror}); make it readable") from None
     except (ValueError, RecursionError) as error:  # cut short, or no JSON, or no UTF-8
-        raise UserError(f"{file} is no whole JSON file ({error}); fetch it again.") from None
+        raise UserError(f"{file} is no whole JSON file ({error}); fetch it again") from None
     lists = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
-        raise UserError(f"{file} is no instances file of COCO, which has lists of {', '.join(lists)}; fetch that one.")
+        raise UserError(f"{file} is no instances file of COCO, which has lists of {', '.join(lists)}; fetch that one")
     return content
 
 
@@ -195,5 +195,5 @@ def _sorted(records: list[Any], file: Path, what: str) -> list[dict[str, Any]]:
     """Images or categories in the order of their ids."""
     for record in records:
         if not isinstance(record, dict) or not isinstance(record.get("id"), int):
-            raise UserError(f"{file} has an entry of `{what}` without an id that is an integer; correct it.")
+            raise UserError(f"{file} has an entry of `{what}` without an id that is an integer; correct it")
     return sorted(records, key=itemgetter("id"))

@@ -131,12 +131,12 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         read = json.loads(path.read_bytes())
     except OSError as error:
-        raise UserError(f"The annotations {path} cannot be read ({error.strerror}); give COCO's JSON.") from error
+        raise UserError(f"The annotations {path} cannot be read ({error.strerror}); give COCO's JSON") from error
     except ValueError as error:
-        raise UserError(f"The annotations {path} are no JSON ({error}); is the file cut off? Get it anew.") from error
+        raise UserError(f"The annotations {path} are no JSON ({error}); is the file cut off? Get it anew") from error
     missing = {"images", "annotations", "categories"} - set(read if isinstance(read, dict) else ())
     if missing:
-        raise UserError(f"{path} has no {' and no '.join(sorted(missing))}; give an instances file of COCO's.")
+        raise UserError(f"{path} has no {' and no '.join(sorted(missing))}; give an instances file of COCO's")
     return read
 
 

@@ -62,8 +62,8 @@ def _find(root: Path, year: str, split: str) -> Path:
             return folder
     there = next((folder for folder in places if folder.is_dir()), None)
     if there is None:
-        raise UserError(f"There is no {name} in {root}; give the folder that {name} was unpacked into.")
-    raise UserError(f"{there} has no list {_LIST.format(split)}; unpack the archive that has the {split} images there.")
+        raise UserError(f"There is no {name} in {root}; give the folder that {name} was unpacked into")
+    raise UserError(f"{there} has no list {_LIST.format(split)}; unpack the archive that has the {split} images there")
 
 
 def _classes_of(base: Path) -> tuple[str, ...]:
@@ -112,7 +112,7 @@ class _Reader:
                 continue
             stem = line.split()[0]
             if not is_inside(stem):
-                raise UserError(f"{file} names {stem[:200]!r}, which is not below {folder}; correct the list.")
+                raise UserError(f"{file} names {stem[:200]!r}, which is not below {folder}; correct the list")
             path = f"{folder.name}/JPEGImages/{stem}.jpg"
             if path in self._paths:
                 self._noted[REPEATED].append(path)
@@ -124,7 +124,7 @@ class _Reader:
         if not self._paths:
             missing = self._noted[NO_ANNOTATION]
             why = f"none of the {len(missing):,} images listed has one" if missing else "the lists are empty"
-            raise UserError(f"There is no annotation to use in {self._base}: {why}; unpack the annotations there.")
+            raise UserError(f"There is no annotation to use in {self._base}: {why}; unpack the annotations there")
         boxes = np.array(self._boxes, np.float32).reshape(-1, 4)
         objects = Objects(
             boxes=boxes,
@@ -152,7 +152,7 @@ class _Reader:
             return
         # ValueError: an encoding that is none.
         except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
-            raise UserError(f"{file} is no whole XML file ({error}); unpack it again.") from None
+            raise UserError(f"{file} is no whole XML file ({error}); unpack it again") from None
         boxes = [self._box(found, file) for found in annotation.findall("object")]
         self._paths[path] = stem
         self._sizes.extend(self._size(annotation, path))
@@ -168,7 +168,7 @@ class _Reader:
             raise UserError(
                 f"{file} has an object of the class {name!r}, which is none of the {len(self._classes)} classes "
                 f"({', '.join(self._classes[:3])}, ...); correct it, or name the classes of the set in "
-                f"{self._base / CLASSES_FILE}, one a line."
+                f"{self._base / CLASSES_FILE}, one a line"
             )
         box = found.find("bndbox")  # a child: the parts of a person have boxes of their own below it
         try:
@@ -177,7 +177,7 @@ class _Reader:
         except (AttributeError, TypeError, ValueError):
             raise UserError(
                 f"{file} has an object ({name}) without xmin, ymin, xmax and ymax that are numbers in a bndbox, or "
-                "with a difficult that is neither 0 nor 1; correct it."
+                "with a difficult that is neither 0 nor 1; correct it"
             ) from None
         return _Box(self._labels_of[name], [left - 1, top - 1, right, bottom], difficult)
 

@@ -85,7 +85,7 @@ def official_to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not any(key.startswith("encoder.fc.") for key in state):
         raise UserError(
             "The file is no official SimSiam checkpoint, it has no tensor module.encoder.fc.*: "
-            "give one from facebookresearch/simsiam, or load its encoder alone."
+            "give one from facebookresearch/simsiam, or load its encoder alone"
         )
     bias = state.pop(FROZEN_BIAS, None)
     ours = {}

@@ -27,10 +27,10 @@ def read_pdparams(path: Path) -> object:
     except Foreign as error:
         raise UserError(
             f"{path} holds the Python object {error} beside its arrays, and is not loaded because that could run code: "
-            "where you trust it, save the state_dict() alone in a new file by paddle.save and give that one."
+            "where you trust it, save the state_dict() alone in a new file by paddle.save and give that one"
         ) from error
     except Exception as error:  # whatever a cut or foreign file makes the reader stumble over
-        raise UserError(f"{path} is no PaddlePaddle file, or a damaged one: copy or download it again.") from error
+        raise UserError(f"{path} is no PaddlePaddle file, or a damaged one: copy or download it again") from error
 
 
 def _as_torch(value: object, done: dict[int, object]) -> object:

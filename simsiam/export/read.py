@@ -73,7 +73,7 @@ def match_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str = 
     if not matched:
         raise UserError(
             f"{source} does not fit the encoder {getattr(model, 'encoder_name', type(model).__name__)}, not one of its "
-            f"{count_names(tuple(state), 'tensors')} does: {_remedy(state)}."
+            f"{count_names(tuple(state), 'tensors')} does: {_remedy(state)}"
         )
     return MatchReport(
         matched=matched,
@@ -86,7 +86,7 @@ def match_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str = 
 def _refuse_not_finite(state: Mapping[str, Tensor], path: str) -> None:
     for key, tensor in state.items():
         if not tensor.isfinite().all():
-            raise UserError(f"{path} has values that are not finite in {key}: give an encoder from before they came.")
+            raise UserError(f"{path} has values that are not finite in {key}: give an encoder from before they came")
 
 
 def _refuse_misfit(encoder: nn.Module, state: Mapping[str, Tensor], report: MatchReport, said: str, path: str) -> None:
@@ -107,7 +107,7 @@ def _refuse_misfit(encoder: nn.Module, state: Mapping[str, Tensor], report: Matc
         against = f", which calls its encoder {said}," if said not in ("", name) else ""
         raise UserError(
             f"{path}{against} does not fit the encoder {name}, with tensors {' and '.join(faults)}: "
-            f"{_remedy(state, given=name)}."
+            f"{_remedy(state, given=name)}"
         )
 
 
@@ -122,7 +122,7 @@ def _refuse_contradiction(name: str, state: Mapping[str, Tensor], said: str, pat
     if all(key in state and state[key].shape == own[key].shape for key in own if "num_batches" not in key):
         raise UserError(
             f"{path} says that it holds the encoder {said}, and its tensors do not speak against it: "
-            f"leave --encoder {name} out, or give another file."
+            f"leave --encoder {name} out, or give another file"
         )
 
 

@@ -32,10 +32,10 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
-        raise UserError(f"There is no file or folder {path}: give a run folder, an encoder file or a checkpoint.")
+        raise UserError(f"There is no file or folder {path}: give a run folder, an encoder file or a checkpoint")
     tensors, info = _read_safetensors(path) if path.suffix == ".safetensors" else _unnest(_read_pickle(path))
     if not tensors:
-        raise UserError(f"{path} holds no tensors by name: give a file with a state-dict, such as model.state_dict().")
+        raise UserError(f"{path} holds no tensors by name: give a file with a state-dict, such as model.state_dict()")
     return tensors, {**info, "path": str(path)}
 
 
@@ -44,7 +44,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no whole safetensors file ({error}): copy or download it again.") from error
+        raise UserError(f"{path} is no whole safetensors file ({error}): copy or download it again") from error
 
 
 def _read_pickle(path: Path) -> object:
@@ -56,13 +56,13 @@ def _read_pickle(path: Path) -> object:
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is None:
-            raise UserError(f"{path} is no PyTorch file, or a damaged one: copy or download it again.") from error
+            raise UserError(f"{path} is no PyTorch file, or a damaged one: copy or download it again") from error
         raise UserError(
             f"{path} holds the Python object {found[1]} beside its tensors, and is not loaded because that could run "
-            "code: where you trust it, save its state-dict alone in a new file by torch.save and give that one."
+            "code: where you trust it, save its state-dict alone in a new file by torch.save and give that one"
         ) from error
     except Exception as error:  # whatever a cut or foreign file makes the reader stumble over
-        raise UserError(f"{path} is a damaged PyTorch file: copy or download it again.") from error
+        raise UserError(f"{path} is a damaged PyTorch file: copy or download it again") from error
 
 
 def _refuse_compressed(path: Path) -> None:
@@ -73,7 +73,7 @@ def _refuse_compressed(path: Path) -> None:
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
         return  # no zip file, or a damaged one: torch.load says so
     if compressed:
-        raise UserError(f"{path} has compressed parts, which torch.save never writes: get it as it was saved.")
+        raise UserError(f"{path} has compressed parts, which torch.save never writes: get it as it was saved")
 
 
 def _unnest(content: object) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -101,7 +101,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not steps:
         raise UserError(
             f"The folder {folder} has neither encoder.safetensors nor a complete checkpoint in checkpoints/step_*: "
-            "give the --out folder of a pretraining run, or a file."
+            "give the --out folder of a pretraining run, or a file"
         )
     return _read_checkpoint(steps[max(steps)], folder)
 
@@ -124,10 +124,10 @@ def _read_checkpoint(folder: Path, run: Path) -> tuple[dict[str, Tensor], dict[s
     except (Exception, dcp.api.CheckpointException) as error:  # the latter is none of Exception's
         raise UserError(
             f"The checkpoint {folder} cannot be read ({str(error).splitlines()[0] if str(error) else 'damaged'}): "
-            "give an older step_* folder of the run."
+            "give an older step_* folder of the run"
         ) from error
     if not tensors:
-        raise UserError(f"The checkpoint {folder} holds no tensor model.encoder.*: give a pretraining run.")
+        raise UserError(f"The checkpoint {folder} holds no tensor model.encoder.*: give a pretraining run")
     info = {**_read_config(run), "step": folder.name.removeprefix("step_").lstrip("0") or "0", "path": str(folder)}
     return {key.removeprefix("model."): tensor for key, tensor in tensors.items()}, info
 

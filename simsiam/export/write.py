@@ -52,7 +52,7 @@ def write_encoder(
     layout = layout or next((name for name, suffixes in FORMATS.items() if path.suffix in suffixes), "")
     if path.suffix not in FORMATS.get(layout, ()):
         endings = FORMATS.get(layout) or (".safetensors", ".pth", ".pkl")
-        raise UserError(f"An encoder file {path} cannot be written: let its name end in {' or '.join(endings)}.")
+        raise UserError(f"An encoder file {path} cannot be written: let its name end in {' or '.join(endings)}")
     tensors = {key: t.detach().cpu().contiguous() for key, t in _tensors(encoder).items()}
     # A user's own module may have no name.
     name = getattr(encoder, "encoder_name", "")
@@ -79,7 +79,7 @@ def _check_timm(name: str, path: Path) -> None:
     import timm
 
     if not timm.is_model(name.removeprefix("timm:")):
-        raise UserError(f"timm has no model {name or 'of an encoder without a name'}, so {path} would fit none of it.")
+        raise UserError(f"timm has no model {name or 'of an encoder without a name'}, so {path} would fit none of it")
 
 
 def _write_whole(path: Path, content: bytes) -> None:
@@ -89,7 +89,7 @@ def _write_whole(path: Path, content: bytes) -> None:
     except OSError as error:
         raise UserError(
             f"The encoder file {path} cannot be written ({error.strerror or error}): "
-            "choose a folder that you may write to and that has space."
+            "choose a folder that you may write to and that has space"
         ) from error
 
 

@@ -55,7 +55,7 @@ class Adversarial(Pairs):
         super().__init__()
         if encoder_every < 1:
             raise UserError(f"method.encoder_every must be at least 1, not {encoder_every}")
-        self.encoder = build_encoder(encoder) if isinstance(encoder, str) else encoder
+        self.encoder = build_encoder(encoder)
         width = self.encoder.feature_dim
         self.projector = projector(width, projector_hidden or width, dim, projector_layers, output_affine)
         self.discriminator = Discriminator(2 * dim, dropout=dropout)
@@ -123,7 +123,7 @@ class AdversarialMMD(Pairs):
         super().__init__()
         if not sigmas or min(sigmas) <= 0 or ridge <= 0:
             raise UserError(f"method.sigmas and method.ridge must be above 0, not {list(sigmas)} and {ridge}")
-        self.encoder = build_encoder(encoder) if isinstance(encoder, str) else encoder
+        self.encoder = build_encoder(encoder)
         width = self.encoder.feature_dim
         self.projector = projector(width, projector_hidden or width, dim, projector_layers, output_affine)
         self.sigmas, self.ridge = sigmas, ridge

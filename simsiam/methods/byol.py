@@ -42,7 +42,7 @@ class BYOL(Method):
         super().__init__()
         if not 0 <= momentum <= 1:
             raise UserError(f"method.momentum of byol must be between 0 and 1, not {momentum}")
-        self.encoder = build_encoder(encoder) if isinstance(encoder, str) else encoder
+        self.encoder = build_encoder(encoder)
         self.projector = mlp(self.encoder.feature_dim, projector_hidden, dim, bias=False)
         self.predictor = mlp(dim, predictor_hidden, dim, bias=False)
         self.target = momentum_copy(nn.Sequential(OrderedDict(encoder=self.encoder, projector=self.projector)))

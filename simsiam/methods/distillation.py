@@ -43,7 +43,7 @@ def frozen_teacher(source: str, name: str = "") -> nn.Module:
         return load_encoder(source, name=name or None).requires_grad_(False).eval()
     except UserError as error:
         # In that sentence --encoder is the encoder of the file; here it would be the student.
-        reason = str(error).rstrip(".").replace("--encoder", "--method.teacher-encoder")
+        reason = str(error).replace("--encoder", "--method.teacher-encoder")
         raise UserError(f"method.teacher: {reason}; {_OF_CRD}") from None
 
 
@@ -75,7 +75,7 @@ class Distilled(Method):
         output_affine: bool = True,
     ) -> None:
         super().__init__()
-        self.encoder = build_encoder(encoder) if isinstance(encoder, str) else encoder
+        self.encoder = build_encoder(encoder)
         self.teacher = frozen_teacher(teacher, teacher_encoder)
         self._add_heads(dim, projector_layers, projector_hidden, predictor_hidden, output_affine)
         for name, network in self.named_children():

@@ -50,7 +50,7 @@ class Joint(Pairs):
         output_affine: bool = True,
     ) -> None:
         super().__init__()
-        self.encoder = build_encoder(encoder) if isinstance(encoder, str) else encoder
+        self.encoder = build_encoder(encoder)
         width = self.encoder.feature_dim
         self.projector = projector(width, projector_hidden or width, dim, projector_layers, output_affine)
         self.predictor = predictor(dim, dim // 4) if predict else nn.Identity()
@@ -99,7 +99,7 @@ class RatioOnly(Pairs):
         output_affine: bool = True,
     ) -> None:
         super().__init__()
-        self.encoder = build_encoder(encoder) if isinstance(encoder, str) else encoder
+        self.encoder = build_encoder(encoder)
         width, self.level = self.encoder.feature_dim, level
         self.projector: nn.Module = nn.Identity()
         if level == "z":

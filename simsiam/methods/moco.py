@@ -61,7 +61,7 @@ class MoCo(Method):
         bn_groups: int = 8,
     ) -> None:
         super().__init__()
-        self.encoder = build_encoder(encoder) if isinstance(encoder, str) else encoder
+        self.encoder = build_encoder(encoder)
         width = self.encoder.feature_dim
         self.projector = mlp(width, projector_hidden or width, dim, projector_layers, hidden_norm=False)
         self.momentum, self.temperature, self.ways = momentum, temperature, 2 if symmetric else 1

@@ -41,8 +41,8 @@ class TwoNetworks(Method):
         output_affine: bool = True,
     ) -> None:
         super().__init__()
-        self.encoder = build_encoder(encoder) if isinstance(encoder, str) else encoder
-        self.second_encoder = build_encoder(encoder) if isinstance(encoder, str) else copy.deepcopy(encoder)
+        self.encoder = build_encoder(encoder)
+        self.second_encoder = build_encoder(copy.deepcopy(encoder))
         width = self.encoder.feature_dim
         sizes = width, projector_hidden or width, dim, projector_layers, output_affine
         self.projector, self.second_projector = projector(*sizes), projector(*sizes)

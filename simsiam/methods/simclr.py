@@ -40,7 +40,7 @@ class SimCLR(Method):
         stop_gradient: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder = build_encoder(encoder) if isinstance(encoder, str) else encoder
+        self.encoder = build_encoder(encoder)
         width = self.encoder.feature_dim
         self.projector = mlp(width, projector_hidden or width, dim, projector_layers, output_norm=True)
         self.projector[-1].bias.requires_grad_(False)

@@ -65,7 +65,7 @@ class SimSiam(Method):
             raise UserError("method.batchnorm both is behind the predictor, and method.predictor is none: take output")
         if output_affine and batchnorm not in ("output", "both"):
             raise UserError(f"method.output_affine needs method.batchnorm output or both, not {batchnorm}")
-        self.encoder = build_encoder(encoder) if isinstance(encoder, str) else encoder
+        self.encoder = build_encoder(encoder)
         width, hidden_norm = self.encoder.feature_dim, batchnorm != "none"
         self.projector = mlp(
             width, projector_hidden or width, dim, projector_layers, hidden_norm=hidden_norm,

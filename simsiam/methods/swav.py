@@ -57,7 +57,7 @@ class SwAV(Method):
                 "swav needs method.temperature and method.epsilon above 0, method.iterations at least 1 and "
                 "method.queue at least 0"
             )
-        self.encoder = build_encoder(encoder) if isinstance(encoder, str) else encoder
+        self.encoder = build_encoder(encoder)
         self.projector = mlp(self.encoder.feature_dim, projector_hidden, dim, projector_layers)
         self.prototypes = nn.Linear(dim, prototypes, bias=False)
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations

@@ -25,13 +25,16 @@ CIFAR: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_encoder(name: str, *, zero_init_residual: bool = True) -> nn.Module:
+def build_encoder(name: str | nn.Module, *, zero_init_residual: bool = True) -> nn.Module:
     """An encoder with the library's random initialisation, with attributes `feature_dim` and `encoder_name`.
 
-    `name` is one of `list_encoders()` or `timm:NAME`. `zero_init_residual` starts the last batch-norm scale of each
-    residual block at 0 (SimSiam appendix A), where the model is a ResNet. torchvision's and CIFAR encoders have the
-    state-dict keys of torchvision's ResNets without `fc`. Raises UserError for an unknown name.
+    `name` is one of `list_encoders()` or `timm:NAME`; an encoder is returned as it is. `zero_init_residual` starts the
+    last batch-norm scale of each residual block at 0 (SimSiam appendix A), where the model is a ResNet. torchvision's
+    and CIFAR encoders have the state-dict keys of torchvision's ResNets without `fc`. Raises UserError for an unknown
+    name.
     """
+    if isinstance(name, nn.Module):
+        return name
     if name.startswith("timm:"):
         encoder, feature_dim = _timm(name.removeprefix("timm:"), zero_init_residual)
     elif name in list_encoders():
@@ -89,7 +92,7 @@ def _timm(name: str, zero_init_residual: bool) -> tuple[nn.Module, int]:
         near = difflib.get_close_matches(name, timm.list_models(), n=3) + timm.list_models(f"*{name}*" if name else "")
         raise UserError(
             f"timm has no model '{name}' for the encoder timm:{name} ({_nearest([f'timm:{n}' for n in near])}): "
-            "give a name of timm.list_models()."
+            "give a name of timm.list_models()"
         )
     # timm calls it zero_init_last, and only its ResNets take it.
     is_resnet = name.split(".")[0] in timm.list_models(module="resnet")

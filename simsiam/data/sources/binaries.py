@@ -77,13 +77,13 @@ def _present(dataset: str, root: Path, folder: str, files: list[str], download: 
                 getattr(torchvision.datasets, dataset)(root, download=True)
         except (OSError, RuntimeError, tarfile.TarError) as error:  # URLError is an OSError
             raise UserError(
-                f"The download of {dataset} to {root} failed ({error}); try again or copy it there."
+                f"The download of {dataset} to {root} failed ({error}); try again or copy it there"
             ) from error
         missing = [name for name in files if not (root / folder / name).is_file()]
     if missing:
         raise UserError(
             f"{dataset} is not in {root} ({folder}/{missing[0]} is missing); add --download, or name the folder that "
-            f"holds {folder} as {dataset.lower()}:FOLDER."
+            f"holds {folder} as {dataset.lower()}:FOLDER"
         )
     return root / folder
 
@@ -127,4 +127,4 @@ def _stl10_images(paths: list[Path]) -> np.ndarray:
 
 
 def _damaged(path: Path, reason: str) -> UserError:
-    return UserError(f"{path} is damaged ({reason}); delete it and run again with --download.")
+    return UserError(f"{path} is damaged ({reason}); delete it and run again with --download")

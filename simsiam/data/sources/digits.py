@@ -22,7 +22,7 @@ def digits(split: str) -> ArrayImages:
         from sklearn.datasets import load_digits
     except ImportError:
         raise UserError(
-            "The dataset digits is part of scikit-learn; install it with `pip install scikit-learn`."
+            "The dataset digits is part of scikit-learn; install it with `pip install scikit-learn`"
         ) from None
     data = load_digits()
     in_val = np.arange(len(data.target)) % _VAL_EVERY == 0

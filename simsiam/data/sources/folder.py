@@ -76,21 +76,21 @@ def scan(root: Path) -> Scan:
     Errors as in `FolderImages`, and UserError for a folder that cannot be listed.
     """
     if not root.exists():
-        raise UserError(f"The image folder {root} does not exist; give the path of one that does.")
+        raise UserError(f"The image folder {root} does not exist; give the path of one that does")
     if not root.is_dir():
-        raise UserError(f"{root} is a file, not a folder of images; give the folder that holds the images.")
+        raise UserError(f"{root} is a file, not a folder of images; give the folder that holds the images")
     top = _list(str(root), ".")
     with ThreadPoolExecutor(_THREADS) as pool:
         per_class = list(pool.map(lambda name: _walk(str(root), name), top.folders))
     labelled = any(listing.images for listings in per_class for listing in listings)
     if not labelled and not top.images:
         raise UserError(
-            f"No image in {root}: put one folder per class there, or images themselves ({' '.join(EXTENSIONS)})."
+            f"No image in {root}: put one folder per class there, or images themselves ({' '.join(EXTENSIONS)})"
         )
     if labelled and top.images:
         raise UserError(
             f"{root} holds both class folders and {len(top.images)} loose images such as {top.images[0]}; "
-            "move the loose ones into a class folder or out of it."
+            "move the loose ones into a class folder or out of it"
         )
     if labelled:
         counts = [sum(len(listing.images) for listing in listings) for listings in per_class]
@@ -131,7 +131,7 @@ def _list(root: str, folder: str) -> _Listing:
                     folders.append(name)
     except OSError as error:
         raise UserError(
-            f"{error.filename or path} cannot be listed ({error.strerror}); make it readable or move it out of {root}."
+            f"{error.filename or path} cannot be listed ({error.strerror}); make it readable or move it out of {root}"
         ) from error
     images, folders = (sorted(n for n in names if not n.startswith(".")) for names in (images, folders))
     return _Listing(folder, changed_ns, folders, images)
@@ -152,4 +152,4 @@ def _refuse_empty(root: Path, empty: list[str]) -> None:
     if empty:
         names = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
         plural = "s" if len(empty) > 1 else ""
-        raise UserError(f"No image in the class folder{plural} {names} of {root}: fill or remove the folder{plural}.")
+        raise UserError(f"No image in the class folder{plural} {names} of {root}: fill or remove the folder{plural}")

@@ -76,17 +76,17 @@ def read_shard_index(root: str) -> tuple[Index, dict[str, np.ndarray]]:
     except FileNotFoundError:
         raise UserError(
             f"{root} holds no {INDEX}, so it is no set of shards or not a whole one; pack a folder of images into it "
-            "with `simsiam shards`, or run that command again where it was interrupted."
+            "with `simsiam shards`, or run that command again where it was interrupted"
         ) from None
     except OSError as error:
-        raise UserError(f"{root}/{INDEX} cannot be read ({reason(error)}); check the place and your access.") from error
+        raise UserError(f"{root}/{INDEX} cannot be read ({reason(error)}); check the place and your access") from error
     try:
         _refuse_compressed(data)
         index, more = read_index(io.BytesIO(data))
         _check(index)
     except Exception as error:  # zipfile and numpy raise nearly anything on damaged data
         raise UserError(
-            f"{root}/{INDEX} cannot be understood ({error}); remove it and pack the images again with `simsiam shards`."
+            f"{root}/{INDEX} cannot be understood ({error}); remove it and pack the images again with `simsiam shards`"
         ) from error
     return index, more
 
