@@ -144,6 +144,7 @@ def _check(name: str, images: "ImageSet", arguments: argparse.Namespace, listing
         of = prints(images, None)
         _describe_repeated(name, images, of, listing)
         return _Checked(of, {})
+    _describe_left_out(name, images, listing)
     found = read_all(images, arguments.workers, show_progress=True)
     bad = dict(found.bad)
     _describe_changes(name, images, found, bad, arguments.checksums, listing)
@@ -217,6 +218,17 @@ def _describe_unreadable(name: str, images: "ImageSet", bad: dict[int, str], lis
     for sample, reason in sorted(bad.items()):
         listing.add("unreadable", name, images.name(sample), reason)
     say_first([f"{images.name(sample)}: {reason}" for sample, reason in sorted(bad.items())])
+
+
+def _describe_left_out(name: str, images: "ImageSet", listing: _Listing) -> None:
+    from simsiam.data.sources.folder import FolderImages, left_out
+
+    files = left_out(images.root) if isinstance(images, FolderImages) else []
+    for file in files:
+        listing.add("left out", name, file, "its ending is no image's")
+    if files:
+        endings = ", ".join(sorted({Path(file).suffix.lower() or "none" for file in files})[:5])
+        say("", f"left out: {counted(len(files), 'file')} by the ending ({endings}), such as {files[0]}")
 
 
 def _describe_odd(name: str, images: "ImageSet", odd: "np.ndarray", listing: _Listing) -> None:

@@ -318,3 +318,18 @@ def test_the_bottleneck_is_what_training_waits_for(changes, part, words):
 def test_help_does_not_import_torch():
     code = "import sys, simsiam.commands.check_data, simsiam.commands.show_views; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_files_that_no_ending_makes_an_image_are_counted_and_listed(call, data, tmp_path):
+    for name in ("train/a/one.avif", "train/b/two.HEIC", "train/b/deep/three", "train/.hidden"):
+        (data / name).parent.mkdir(exist_ok=True)
+        (data / name).write_bytes(b"")
+    told = call(data, "--list", tmp_path / "list.tsv")
+    assert "left out: 3 files by the ending (.avif, .heic, none), such as a/one.avif" in told
+    rows = [line.split("\t") for line in (tmp_path / "list.tsv").read_text().splitlines()]
+    assert [row[:3] for row in rows if row[0] == "left out"] == [
+        ["left out", "train", name] for name in ("a/one.avif", "b/two.HEIC", "b/deep/three")
+    ]
+    for name in ("train/a/one.avif", "train/b/two.HEIC", "train/b/deep/three"):
+        (data / name).unlink()
+    assert "left out" not in call(data)

@@ -108,6 +108,16 @@ def scan(root: Path) -> Scan:
     return Scan(index, Strings.of(listing.folder for listing in listings), changed_ns)
 
 
+def left_out(root: Path) -> list[str]:
+    """Paths from the root of files that no ending makes an image, in order; those that begin with a dot aside."""
+    found = []
+    for place, folders, files in os.walk(root, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        others = (name for name in files if not name.startswith(".") and not name.lower().endswith(EXTENSIONS))
+        found += [os.path.relpath(os.path.join(place, name), root) for name in sorted(others)]
+    return found
+
+
 class _Listing(NamedTuple):
     """One folder: its path from the root, when it changed, its subfolders and images in order."""
 
