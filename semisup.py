@@ -15,6 +15,7 @@ import copy
 import math
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from simsiam.errors import TrainingStopped, UserError, ends_with_a_sentence
@@ -89,6 +90,7 @@ def sweep(
     """
     from simsiam.evaluation.ledger import config_hash
     from simsiam.evaluation.sweep_table import SweepRow, choose, write_sweep
+    from simsiam.run.changes import check_unchanged
     from simsiam.run.folder import RunFolder
 
     rows, cells_folder = [], folder.path / "sweep"
@@ -99,8 +101,9 @@ def sweep(
         optim, resume = replace(settings.optim, **cell), "never" if settings.resume == "never" else "auto"
         of_cell = replace(settings, sweep="", out=str(place.path), optim=optim, resume=resume)
         asked, ended = config_hash(of_cell), runtime.on_main(place.completed_summary)
-        if ended and ended["config_sha256"] != asked:
-            raise UserError(f"{place.path} is of a sweep with other settings; give another --out")
+        if ended:
+            admitted = partial(check_unchanged, place.path / "config.yaml", of_cell, settings.allow_change)
+            runtime.on_main(admitted)
         if runtime.is_main:
             print(f"sweep {number}/{len(cells)}  {cell_name(cell)}{'  has ended' if ended else ''}", flush=True)
         if not ended:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from simsiam import load_encoder
@@ -91,3 +92,17 @@ def test_a_wrong_pretrained_is_one_sentence_and_exit_code_2(forked, tmp_path: Pa
     assert done.stderr.count("error:") == 1
     assert f"{tmp_path / 'none'}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_validation_images_without_labels_are_refused_before_anything_trains(
+    call: Call, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("train/a/1.png", "train/b/2.png", "val/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    given = ("--pretrained", "random", "--encoder", "resnet8", "--batch-size", 2, "--workers", 0)
+    views = ("--views.size", 8, "--views.resize", 8)
+    for script in ("lincls.py", "semisup.py"):
+        assert call(script, "--data", tmp_path, *given, *views, "--subset", "", "--out", tmp_path / "run") == 2
+        assert "has no labelled validation images; classification needs val/CLASS/" in capsys.readouterr().err
+    assert not (tmp_path / "run/metrics.jsonl").exists()

@@ -74,16 +74,19 @@ def run_linear(settings: Linear) -> None:
         if settings.evaluate_only:
             lincls(replace(settings, sweep=""), [], runtime, folder)
             return
-        if cells:
-            in_turn = "never" if settings.resume == "never" else "auto"
-            of_sweep = replace(settings, out=str(sweep.path), resume=in_turn)
-            with sweep.opened(of_sweep, runtime):
-                lincls(of_sweep, cells, runtime, sweep)
-            chosen = runtime.on_main(lambda: sweep.read_summary()["chosen"])
-            best = next(cell for cell in cells if cell_name(cell) == chosen)
-            settings = replace(settings, sweep="", held_out=0, optim=replace(settings.optim, **best))
-        with folder.opened(settings, runtime):
-            lincls(settings, [], runtime, folder)
+        final = replace(settings, sweep="", held_out=0) if cells else settings
+        # Both are opened before either trains: a mistake about OUT costs no sweep. What a sweep chooses is no change.
+        chosen_later = [*settings.allow_change, "optim.lr"] if cells else settings.allow_change
+        with folder.opened(replace(final, allow_change=chosen_later), runtime):
+            if cells:
+                again = "never" if settings.resume == "never" else "auto"
+                of_sweep = replace(settings, out=str(sweep.path), resume=again)
+                with sweep.opened(of_sweep, runtime):
+                    lincls(of_sweep, cells, runtime, sweep)
+                chosen = runtime.on_main(lambda: sweep.read_summary()["chosen"])
+                best = next(cell for cell in cells if cell_name(cell) == chosen)
+                final = replace(final, optim=replace(final.optim, **best))
+            lincls(final, [], runtime, folder)
 
 
 def run_few_shot(settings: FewShot) -> None:
@@ -131,6 +134,7 @@ def few_shots(settings: FewShot, runtime: "Runtime") -> None:
         features, labels, samples = (gather_rows(rows.to(runtime.device)).cpu() for rows in found[:3])
         order = samples.argsort()
         parts[name] = features[order].numpy(), labels[order].numpy()
+    check_shots(parts["whole"][1], sets.whole.classes, settings.shots)  # of those that could be read
     if not all(np.isfinite(features).all() for features, _ in parts.values()):
         raise UserError(
             f"{settings.pretrained} gives images of {settings.data} features that are not finite; take "

@@ -25,6 +25,7 @@ class Remote:
     def check_writable(self) -> None:
         """Raises UserError where nothing can be written there."""
         try:
+            self._files.makedirs(self._root, exist_ok=True)
             self.write_text(".write-test", "")
             self._files.rm(f"{self._root}/.write-test")
         except Exception as error:  # of any class, whatever the store

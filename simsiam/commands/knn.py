@@ -186,6 +186,8 @@ def views_for(recipe: str | None, info: dict[str, str]) -> tuple[Views, str]:
     }
     rest = f"the rest {chosen}" if said else chosen
     views = replace(views, **said)
+    if "resize" not in said:
+        views = replace(views, resize=max(views.resize, views.size))
     check_views(views)
     return views, f"{' and '.join(said)} of {info['path']}, {rest}" if said else rest
 

@@ -43,6 +43,7 @@ _RECIPES = {
 }
 _FAMILIES = {"cifar10": "cifar10", "cifar100": "cifar100", "shapes": "quickstart", "digits": "quickstart"}
 _SCRIPTS: dict[str, tuple[str, type[Classify]]] = {"lincls": ("lincls.py", Linear), "semisup": ("semisup.py", FineTune)}
+_USUAL = ("knn", "linear", "1pct", "10pct")
 _RANDOM = "random-"
 
 
@@ -64,9 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--run",
         dest="protocols",
         metavar="LIST",
-        default="knn,linear,1pct,10pct",
+        default="",
         help="of knn, linear, linear-sgd, 1pct, 10pct and names of lincls-* and semisup-* recipes; random-NAME is the "
-        "same from random weights, which for 1pct and 10pct is the supervised baseline (default %(default)s)",
+        "same from random weights, which for 1pct and 10pct is the supervised baseline (default: what the family "
+        "has of knn, linear, 1pct and 10pct)",
     )
     parser.add_argument(
         "--family",
@@ -139,7 +141,8 @@ def run(arguments: argparse.Namespace) -> None:
 def _steps(arguments: argparse.Namespace) -> list[_Step]:
     family = arguments.family or _family(arguments.data)
     recipes, steps = _RECIPES.get(family, {}), []
-    for name in dict.fromkeys(filter(None, arguments.protocols.split(","))):
+    asked = arguments.protocols or ",".join(name for name in _USUAL if name in recipes)
+    for name in dict.fromkeys(filter(None, asked.split(","))):
         plain = name.removeprefix(_RANDOM)
         recipe = recipes.get(plain, plain)
         if plain not in recipes and not (plain in recipe_names() and plain.partition("-")[0] in _SCRIPTS):
@@ -151,7 +154,7 @@ def _steps(arguments: argparse.Namespace) -> list[_Step]:
             )
         steps.append(_Step(name, recipe, plain == "knn", name != plain))
     if not steps:
-        raise UserError("--run names no protocol; take some of knn, linear, 1pct, 10pct")
+        raise UserError("--run names no protocol; take some of knn, linear, 1pct, 10pct, of a --family")
     return steps
 
 

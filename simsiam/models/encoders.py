@@ -49,10 +49,14 @@ def build_encoder(name: str | nn.Module, *, zero_init_residual: bool = True) -> 
 
 
 def open_residual_branches(network: nn.Module) -> None:
-    """Starts the last batch-norm scale of each residual block at 1, as torchvision does, where it was begun at 0."""
+    """Starts the last batch-norm scale of each residual block at 1, as torchvision does, where it was begun at 0.
+
+    What was read from a file, such as a teacher, stays as it is.
+    """
     for block in residual_blocks(network):
         last = getattr(block, "bn3", None) or block.bn2
-        nn.init.ones_(last.weight)
+        if not last.weight.any():
+            nn.init.ones_(last.weight)
 
 
 @functools.cache

@@ -45,6 +45,9 @@ class RunFolder:
         try:
             yield self
         except Preempted:
+            with suppress(OSError):  # what was asked to end may be a run within this one, such as a sweep's
+                if runtime.is_main and self._lock.is_ours():
+                    self.mark("preempted")
             raise
         except BaseException:
             with suppress(OSError):  # the folder may be what failed

@@ -27,5 +27,5 @@ FACTS = ("data", "code", "batchnorm")
 UNMEASURED = FREE - {"max_steps", "trials", "knn"}
 """Settings that do not change a result either, or that other hashes of it cover."""
 
-OF_A_NODE = frozenset(("out", "data", "pretrained", "download", "workers", "hide_progress"))
-"""Settings that may differ between the ranks of a job; any other would have them meet at different collectives."""
+OF_A_NODE = frozenset(("out", "data", "pretrained", "download", "workers", "loader", "dali", "hide_progress"))
+"""Settings that may differ between the ranks of a job: where things are, and how a node reads them."""

@@ -81,8 +81,9 @@ def parse(kind: type[S], argv: list[str] | None = None, *, recipe: str, prog: st
         out=settings.out or str(Path(os.environ.get("LOG", "runs")) / path.stem),
     )
     _check_admitted(settings.allow_change, known)
+    settings = settings.debugged(int(os.environ.get("WORLD_SIZE", 1))) if settings.debug else settings
     check_limits(settings)
-    return settings.debugged(int(os.environ.get("WORLD_SIZE", 1))) if settings.debug else settings
+    return settings
 
 
 @cache  # making it, which reads every docstring, takes most of the time of a parse
@@ -116,7 +117,7 @@ def _words(argv: list[str], keys: dict[str, Any]) -> list[str]:
     previous = ""
     for position, word in enumerate(argv):
         if not word.startswith("--"):
-            words.append(f"[{word}]" if previous in lists and not word.startswith("[") else word)
+            words.append(_as_list(word) if previous in lists else word)
             previous = ""
             continue
         key, equals, value = word.partition("=")
@@ -125,8 +126,8 @@ def _words(argv: list[str], keys: dict[str, Any]) -> list[str]:
         following = argv[position + 1] if position + 1 < len(argv) else "--"
         if key in switches and not equals and following.lower() not in ("true", "false"):
             equals, value = "=", "true"
-        if key in lists and equals and not value.startswith("["):
-            value = f"[{value}]"
+        if key in lists and equals:
+            value = _as_list(value)
         words.append(key + equals + value)
         previous = "" if equals else key
     return words
@@ -137,6 +138,10 @@ def _is_list(type_: Any) -> bool:
     return (
         type_ == list[str] or get_origin(type_) is tuple or any(get_origin(part) is tuple for part in get_args(type_))
     )
+
+
+def _as_list(value: str) -> str:
+    return value if value.lstrip().startswith("[") or value.strip() == "null" else f"[{value}]"
 
 
 def _take_recipe(words: list[str], default: str) -> tuple[str, list[str]]:
@@ -169,7 +174,7 @@ def _check_words(words: list[str], known: list[str], prog: str) -> None:
             is_value = not equals and name not in ("help", "print_config")
         elif is_value or word == "-h":
             is_value = False
-        elif word.startswith("-") and name in FOREIGN:
+        elif word.startswith("-") and _has(known, FOREIGN.get(name, "")):
             raise UserError(f"{prog} knows no {word!r}; did you mean --{FOREIGN[name]}?")
         else:
             raise UserError(f"{prog} takes no {word!r} without the setting that it is for, as in --data {word}")
@@ -238,8 +243,14 @@ def _read_file(path: Path, known: list[str]) -> dict[str, Any]:
     return content
 
 
+def _has(known: list[str], ours: str) -> bool:
+    """Whether a command has the setting that a foreign name stands for."""
+    key = ours.partition(" ")[0]
+    return key in (*known, "recipe") or (key.startswith("method.") and "method" in known)
+
+
 def _nearest(key: str, known: list[str]) -> str:
-    near = [FOREIGN[key]] if FOREIGN.get(key, "").partition(" ")[0] in (*known, "recipe", "method.dim") else []
+    near = [FOREIGN[key]] if _has(known, FOREIGN.get(key, "")) else []
     near = near or [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]][:1]
     near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else "; see --help for the known ones"

@@ -10,6 +10,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from simsiam.checkpoint.manager import Checkpoints
 from simsiam.checkpoint.manifest import damage
+from simsiam.checkpoint.remote import Remote
 from simsiam.errors import UserError
 from simsiam.settings.tree import Checkpoint
 from tests.checkpoint.test_manager import build, different, names, runtime, tensors, train
@@ -205,6 +206,11 @@ def test_a_url_that_fsspec_does_not_know_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be opened") as error:
         Checkpoints(tmp_path, Checkpoint(folder="nosuchthing://bucket/run"), runtime())
     assert "\n" not in str(error.value)
+
+
+def test_a_place_of_real_folders_need_not_be_there_yet(tmp_path: Path) -> None:
+    Remote(f"file://{tmp_path}/far/away").check_writable()
+    assert list((tmp_path / "far/away").iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written_is_found_before_a_run_begins(store: Store, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_knn_and_random_weights_are_measurements_of_their_own(
     [
         (("--run", "knn,5pct"), "'5pct', which is no protocol of the family quickstart"),
         (("--run", "1pct"), "'1pct', which is no protocol of the family quickstart"),
-        (("--run", ""), "names no protocol"),
+        (("--run", ","), "names no protocol"),
         (("--run", "linear", "--settings", "--optim.rate", "1"), "Unknown setting 'optim.rate'"),
         (("--encoder", "resnet18"), "looks like resnet8"),
     ],

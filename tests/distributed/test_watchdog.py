@@ -4,6 +4,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from simsiam.distributed import watchdog
 from simsiam.distributed.runtime import Runtime
 from simsiam.distributed.watchdog import EXIT_CODE, Beat, Watchdog, born, judge
 
@@ -228,3 +230,27 @@ def test_a_large_step_is_no_hang_before_anything_is_known_but_the_first(tmp_path
     watchdog._moved -= 10
     watchdog.beat(3)
     assert watchdog._beat(0).limit > 40
+
+
+@pytest.mark.parametrize(
+    ("file", "waits"),
+    [
+        ("torch/distributed/distributed_c10d.py", True),
+        ("torch/autograd/graph.py", True),
+        ("simsiam/distributed/agreement.py", True),
+        ("simsiam/training/finite.py", True),
+        ("simsiam/training/step.py", False),
+        ("torch/nn/functional.py", False),
+    ],
+)
+def test_a_thread_waits_for_others_where_their_answer_is_asked_for(file: str, waits: bool) -> None:
+    """A function compiled as if it were of that file, called in a thread that stands still."""
+    stands, goes_on, space = threading.Event(), threading.Event(), {}
+    code = "def wait(stands, goes_on):\n    stands.set()\n    goes_on.wait()"
+    exec(compile(code, f"/somewhere/{file}", "exec"), space)
+    thread = threading.Thread(target=space["wait"], args=(stands, goes_on))
+    thread.start()
+    stands.wait()
+    assert watchdog._where(thread.ident)[0] is waits
+    goes_on.set()
+    thread.join()

@@ -51,9 +51,10 @@ def by_loops(a: Tensor, b: Tensor, orders: Tensor) -> Tensor:
     return sum(terms) / n
 
 
-def test_loss_and_gradient_are_those_of_the_transcription() -> None:
-    (a, b), (x, y) = ([z.requires_grad_() for z in halves()] for _ in range(2))
-    loss, expected = mmd_contrast(a, b, orders(6), SIGMAS, 1e-3), by_loops(x, y, orders(6))
+@pytest.mark.parametrize(("images", "channels", "scale"), [(6, 4, 1), (12, 2, 3)], ids=["plain", "some ratios below 0"])
+def test_loss_and_gradient_are_those_of_the_transcription(images: int, channels: int, scale: float) -> None:
+    (a, b), (x, y) = ([(scale * z).requires_grad_() for z in halves(images, channels)] for _ in range(2))
+    loss, expected = mmd_contrast(a, b, orders(images), SIGMAS, 1e-3), by_loops(x, y, orders(images))
     loss.backward()
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-9)

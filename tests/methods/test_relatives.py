@@ -299,3 +299,13 @@ def test_steps_on_images_that_have_something_in_common_lower_the_loss(name: str)
 def test_numbers_without_meaning_are_refused(build: Callable[[], Method], says: str) -> None:
     with pytest.raises(UserError, match=says):
         build()
+
+
+def test_what_is_compiled_has_the_same_graph_in_every_step() -> None:
+    model = build("adv", discriminator_epochs=1.0)
+    for compiled, needs in ((False, [False, True]), (True, [True, True])):
+        model.is_compiled, seen = compiled, []
+        for step in (0, STEPS_PER_EPOCH * 5):
+            model.before_step(at(step))
+            seen.append(model._needs_graph)
+        assert seen == needs

@@ -274,9 +274,21 @@ def test_numbers_with_commas_between_are_a_tuple() -> None:
     settings = parse(Pretrain, words, recipe="quickstart", prog="pretrain.py")
     assert (settings.views.scale, settings.optim.milestones) == ((0.3, 0.9), (3, 5))
     assert settings.allow_change == ["data", "optim.lr"]
+    detect = parse(
+        Detect, ["--mean", "null", "--sizes.pre_nms=null", "--sizes.train", " [48,64]"], recipe="voc07", prog="d"
+    )
+    assert (detect.mean, detect.sizes.pre_nms, detect.sizes.train) == (None, None, (48, 64))
 
 
-def test_every_foreign_name_leads_to_a_setting() -> None:
-    known = {*setting_types(Pretrain), *setting_types(Linear), "recipe"}
-    ours = {value.partition(" ")[0] for value in FOREIGN.values()}
-    assert {key for key in ours if not key.startswith("method.")} <= known
+@pytest.mark.parametrize(("theirs", "ours"), FOREIGN.items())
+def test_a_foreign_name_leads_to_a_setting_of_the_command_that_has_it(theirs: str, ours: str) -> None:
+    key, led = ours.partition(" ")[0], []
+    for kind, prog in ((Pretrain, "pretrain.py"), (Linear, "lincls.py")):
+        has = key in setting_types(kind) or key == "recipe" or (key.startswith("method.") and kind is Pretrain)
+        with pytest.raises(UserError) as refused:
+            parse(kind, [f"-{theirs}" if len(theirs) == 1 else f"--{theirs}", "1"], recipe="quickstart", prog=prog)
+        assert (
+            f"did you mean {ours!r}?" in str(refused.value) or f"did you mean --{ours}?" in str(refused.value)
+        ) == has
+        led.append(has)
+    assert any(led)

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
+from simsiam.export.write import write_encoder
 from simsiam.methods.registry import build_method
 from simsiam.models.blocks import residual_blocks
-from simsiam.models.encoders import open_residual_branches
+from simsiam.models.encoders import build_encoder, open_residual_branches
 
 
 def scales(network: nn.Module) -> list[float]:
@@ -23,6 +25,17 @@ def test_all_networks_of_a_method_are_opened(method: str, encoder: str) -> None:
     open_residual_branches(built)
     assert set(scales(built)) == {1.0}
     assert len(scales(built)) == len(scales(built.encoder)) * (1 if method == "simsiam" else 2)
+
+
+def test_a_teacher_keeps_the_weights_of_its_file(tmp_path: Path) -> None:
+    teacher = build_encoder("resnet8")
+    for block in residual_blocks(teacher):
+        nn.init.uniform_(block.bn2.weight)
+    write_encoder(teacher, tmp_path / "teacher.safetensors", metadata={})
+    built = build_method({"name": "simsiam-kd", "teacher": str(tmp_path / "teacher.safetensors")}, "resnet8")
+    open_residual_branches(built)
+    assert set(scales(built.encoder)) == {1.0}
+    assert all(torch.equal(built.teacher.state_dict()[key], value) for key, value in teacher.state_dict().items())
 
 
 def test_a_run_begins_as_its_setting_says(call, tmp_path: Path) -> None:

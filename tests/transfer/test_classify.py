@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 DIGITS = ("--data", "digits", "--views.size", 8, "--views.resize", 8, "--workers", 0, "--hide-progress")
 GIVEN = (*DIGITS, "--pretrained", "random", "--encoder", "resnet8")
@@ -21,7 +22,7 @@ def test_linear_and_finetune_sweep_their_rates(call: Call, tmp_path: Path) -> No
         table = out / ("sweep/sweep.json" if protocol == "linear" else "sweep.json")
         assert len(json.loads(table.read_text())) == cells
         summary = json.loads((out / "summary.json").read_text())
-        assert (summary["val_images"], summary["train_images"]) == (360, 574)
+        assert (summary["val_images"], summary["train_images"]) == (360, 575)
         assert 0 < summary["mean_per_class"] <= 100
 
 
@@ -58,3 +59,29 @@ def test_a_mistake_is_one_sentence(
     told = capsys.readouterr().err
     assert told.startswith("error: ")
     assert says in told
+
+
+def test_few_shot_counts_the_images_that_can_be_read(call: Call, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for split in ("train", "val"):
+        for number in range(15):
+            path = tmp_path / f"set/{split}/{number // 5}/{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (80 * (number // 5), number, 0)).save(path)
+    (tmp_path / "set/train/1/7.png").write_bytes(b"no image")
+    given = ("--data", tmp_path / "set", *GIVEN[2:], "--out", tmp_path / "out", "--trials", 2)
+    assert call("transfer/classify.py", "--protocol", "few-shot", *given, "--shots", 5) == 2
+    assert "--shots 5 is more than the 4 training images of '1'; take fewer" in capsys.readouterr().err
+    assert call("transfer/classify.py", "--protocol", "few-shot", *given, "--shots", 4) == 0
+
+
+def test_a_mistake_about_the_folder_is_found_before_the_sweep(
+    call: Call, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    given = ("--protocol", "linear", *GIVEN, *SHORT, "--out", tmp_path)
+    assert call("transfer/classify.py", *given, "--sweep", "lr=3,30") == 0
+    assert call("transfer/classify.py", *given, "--sweep", "lr=3,30") == 0  # complete, whatever rate was chosen
+    capsys.readouterr()
+    assert call("transfer/classify.py", *given, "--sweep", "lr=1,10", "--seed", 1) == 2
+    told = capsys.readouterr()
+    assert "seed was 0 and is 1" in told.err
+    assert "held_out/" not in told.out

@@ -271,7 +271,7 @@ def decoded(jpegs: Any, dali: Dali, device: torch.device) -> Any:
 
     gpu = {"device": "mixed", "hw_decoder_load": dali.hw_decoder_load} if device.type == "cuda" else {"device": "cpu"}
     # Fancy upsampling is what libjpeg, and so Pillow and torchvision, does by default; nvJPEG does not.
-    return fn.decoders.image(jpegs, output_type=types.RGB, jpeg_fancy_upsampling=True, **gpu)
+    return fn.decoders.image(jpegs, output_type=types.RGB, jpeg_fancy_upsampling=True, adjust_orientation=False, **gpu)
 
 
 def resized(images: Any, extent: Any, frame: Any, size: Any) -> Any:
