@@ -114,7 +114,7 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
 
     with Keeper(settings, numbers, runtime, state, checkpoints, journal, clock) as keeper, trace:
         for micro_batches in clock.timed(loader.steps(state.step, numbers.stop_step)):
-            inputs = journal.first_views(map(augment.inputs, micro_batches), settings.views)
+            inputs = journal.picturing_first_views(map(augment.inputs, micro_batches), settings.views)
             ids = (torch.from_numpy(c.samples).to(runtime.device, non_blocking=True) for c in micro_batches)
             result = train_step(
                 state, ((*views, i) for views, i in zip(inputs, ids)) if method.takes_samples else inputs

@@ -67,10 +67,11 @@ def check_unchanged(config: Path, settings: Job, allow: Sequence[str]) -> None:
     more = f" and {len(changes) - _MOST_SHOWN} more" if len(changes) > _MOST_SHOWN else ""
     shown = changes[:_MOST_SHOWN]
     keys = "KEY,..." if more else ",".join(change.key for change in shown)
-    raise UserError(
-        f"{config.parent} holds a run with other settings ({', '.join(map(str, shown))}{more}); give another --out, or "
-        f"go on with the new ones by --allow-change {keys}"
-    )
+    # Weights of one encoder do not load into another.
+    can_go_on = all(change.key != "encoder" for change in changes)
+    remedy = f", or go on with the new ones by --allow-change {keys}" if can_go_on else ""
+    told = f"{', '.join(map(str, shown))}{more}"
+    raise UserError(f"{config.parent} holds a run with other settings ({told}); give another --out{remedy}")
 
 
 def write_facts(folder: Path, facts: Mapping[str, str | int]) -> None:

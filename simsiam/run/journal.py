@@ -60,7 +60,9 @@ class Journal:
         """A line on rank 0."""
         self._progress.say(text)
 
-    def first_views(self, batches: Iterable[tuple[Tensor, ...]], views: Views) -> Iterator[tuple[Tensor, ...]]:
+    def picturing_first_views(
+        self, batches: Iterable[tuple[Tensor, ...]], views: Views
+    ) -> Iterator[tuple[Tensor, ...]]:
         """Hands on what a step's micro-batches are made into; the first views the run ever sees become a picture."""
         for number, images in enumerate(batches):
             if number == 0 and self._wants_views:

@@ -83,8 +83,14 @@ def test_a_section_or_a_key_with_dashes_admits(config: Path, change: dict[str, A
 
 
 def test_of_many_changes_some_are_shown_and_the_others_counted(config: Path) -> None:
-    with pytest.raises(UserError, match=r"(, [a-z_.]+ was .*){5} and \d+ more\); give .* KEY,\.\.\.$"):
-        check_unchanged(config, Linear(), [])
+    many = {"seed": 1, "epochs": 2, "batch_size": 8, "subset": "0.5", "precision": "bf16", "shuffle": "shards"}
+    with pytest.raises(UserError, match=r"(, [a-z_.]+ was .*){5} and 2 more\); give .* KEY,\.\.\.$"):
+        check_unchanged(config, replace(BEGAN, **many, checksums=True, accumulate=2), [])
+
+
+def test_another_encoder_cannot_be_gone_on_with(config: Path) -> None:
+    with pytest.raises(UserError, match=r"encoder was resnet50 and is resnet18\); give another --out$"):
+        check_unchanged(config, replace(BEGAN, encoder="resnet18", seed=1), [])
 
 
 def test_a_setting_that_came_later_had_its_default_before(config: Path) -> None:
