@@ -104,13 +104,11 @@ def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", 
         return
     start = check_start(settings, runtime, folder, checkpoints, state, data_sha256=list_hash(whole))
 
-    held_out = "" if sets.held_out is None else f", {len(sets.held_out):,} held out"
     variant = "linear, on cached features of centre crops: a variant" if settings.cache_features else "linear"
     facts = {
         "protocol": variant,
         "encoder": f"{settings.pretrained} ({encoder.encoder_name}), frozen",
-        "data": f"{settings.data}, {len(classes)} classes, {len(sets.train):,} images, {len(sets.val):,} to validate on"
-        + held_out,
+        "data": f"{settings.data}, {sets.told()}",
         "loader": sets.loader_is,
         "resumed": str(found or "no, from step 0"),
         "preflight": start,

@@ -194,7 +194,7 @@ def fine_tune(
 
     facts = {
         "encoder": f"{settings.pretrained} ({encoder.encoder_name}), fine-tuned",
-        "data": f"{settings.data}, {len(classes)} classes, {len(train):,} images, {len(val):,} to validate on",
+        "data": f"{settings.data}, {sets.told()}",
         "loader": sets.loader_is,
         "resumed": str(found or "no, from step 0"),
         "preflight": start,

@@ -6,10 +6,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-import fsspec
-
 from simsiam.checkpoint.manifest import NAME
 from simsiam.errors import UserError
+from simsiam.stores import connect
 
 
 class Remote:
@@ -17,10 +16,7 @@ class Remote:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        try:
-            self._files, self._root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"--checkpoint.folder {url} cannot be opened ({error}); install what it names") from None
+        self._files, self._root = connect(self.url)
 
     def check_writable(self) -> None:
         """Raises UserError where nothing can be written there."""

@@ -14,7 +14,7 @@ from typing import IO, Protocol, TypeVar
 import fsspec
 
 from simsiam.data.decode import MAX_PIXELS
-from simsiam.errors import UserError
+from simsiam.stores import connect
 
 T = TypeVar("T")
 _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN}  # what a network file system says and then recovers
@@ -28,10 +28,6 @@ _RETRY_SECONDS = (0.1, 1.0)
 _MOST_OPEN = 4096
 MOST_IMAGE_BYTES = 6 * MAX_PIXELS + (1 << 20)
 """The largest image that is decoded, stored without compression at 16 bits."""
-_PACKAGES = {
-    **{"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "http": "aiohttp"},
-    **{"https": "aiohttp", "abfs": "adlfs", "az": "adlfs", "oss": "ossfs", "ssh": "paramiko", "sftp": "paramiko"},
-}
 
 
 class Storage(Protocol):
@@ -205,7 +201,7 @@ class _OpenFile:
 
 
 class RemoteStorage:
-    """A folder behind a URL. Options and credentials are the backend's own: its environment and ~/.config/fsspec."""
+    """A folder behind a URL."""
 
     def __init__(self, url: str) -> None:
         self.root = url if url.endswith("://") else url.rstrip("/")
@@ -256,20 +252,7 @@ class RemoteStorage:
     def _connected(self) -> tuple[fsspec.AbstractFileSystem, str]:
         """The file system and the folder in it, made once per process: a client's threads do not survive a fork."""
         if self._connection is None or self._connection[0] != os.getpid():
-            protocol = self.root.partition("://")[0].rpartition("::")[2]
-            try:
-                files, folder = fsspec.core.url_to_fs(self.root)
-            except ImportError as error:
-                package = _PACKAGES.get(protocol)
-                remedy = f"run `pip install {package}`" if package else "install it"
-                raise UserError(
-                    f"{self.root} cannot be opened without a package that is missing ({error}); {remedy}"
-                ) from error
-            except Exception as error:  # an unknown protocol, or a backend that finds its options wrong
-                raise UserError(
-                    f"{self.root} cannot be opened ({error}); give a folder, or a URL that fsspec knows such as s3://"
-                ) from error
-            self._connection = os.getpid(), files, folder.rstrip("/")
+            self._connection = os.getpid(), *connect(self.root)
         return self._connection[1:]
 
 

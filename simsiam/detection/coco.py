@@ -20,7 +20,7 @@ REPEATED_OBJECT = "annotations with the id of another (kept)"
 NO_IMAGE = "annotations of an image that is not in the file (left out)"
 
 
-def open_coco(root: str | Path, split: str, *, masks: bool = True, filter_empty: bool = False) -> DetectionSet:
+def open_coco(root: str | Path, split: str, *, masks: bool = True) -> DetectionSet:
     """The images of ROOT/annotations/instances_SPLIT.json, files in ROOT/SPLIT, in the order of their ids.
 
     Labels are 1, 2, ... in the order of the categories' ids, of which COCO's skip some; `category_ids` has those.
@@ -29,7 +29,6 @@ def open_coco(root: str | Path, split: str, *, masks: bool = True, filter_empty:
     Args:
         split: train2017 or val2017.
         masks: keep the outlines, for COCO's train split a third of a gigabyte.
-        filter_empty: leave out images in which every object is a crowd or none is, as Detectron2 does to train.
 
     Raises:
         UserError: a file is missing, cut short or no instances file, or an object's category is not in it.
@@ -44,7 +43,7 @@ def open_coco(root: str | Path, split: str, *, masks: bool = True, filter_empty:
     reader = _Reader(file, {number: label for label, number in enumerate(numbers, start=1)}, masks)
     reader.read_images(_sorted(content["images"], file, "images"))
     reader.read_objects(content["annotations"])
-    found = DetectionSet(
+    return DetectionSet(
         root,
         [str(category.get("name", category["id"])) for category in categories],
         Strings.of(f"{split}/{name}" for name in reader.names),
@@ -55,7 +54,6 @@ def open_coco(root: str | Path, split: str, *, masks: bool = True, filter_empty:
         category_ids=numbers,
         noted=reader.noted,
     )
-    return found.annotated() if filter_empty else found
 
 
 def annotation_file(root: Path, split: str) -> Path:

@@ -27,16 +27,16 @@ _MOST_XML_BYTES = 4 << 20
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-def open_voc(root: str | Path, sets: Sequence[tuple[str, str]], classes: Sequence[str] | None = None) -> DetectionSet:
+def open_voc(root: str | Path, sets: Sequence[tuple[str, str]]) -> DetectionSet:
     """The images of some lists, one list after the other, each image once.
 
     As Detectron2 reads them: corners are 1-based and inclusive, so 1 is taken off xmin and ymin alone, and a box from
-    1 to W covers the image from 0 to W; difficult objects are kept and marked.
+    1 to W covers the image from 0 to W; difficult objects are kept and marked. The classes are those of the set's
+    classes.txt where it has one, label 1 first, else VOC's twenty.
 
     Args:
         root: the folder with VOC2007 and VOC2012 in it, by itself or in VOCdevkit; or one of these two.
         sets: (year, list) such as ("2007", "trainval").
-        classes: names, label 1 first; by default those of the set's classes.txt where it has one, else VOC's twenty.
 
     Raises:
         UserError: a folder or list is missing or names no image with an annotation, an XML file is damaged, or an
@@ -44,7 +44,7 @@ def open_voc(root: str | Path, sets: Sequence[tuple[str, str]], classes: Sequenc
     """
     years = [_find(Path(root), year, split) for year, split in sets]
     base = years[0].parent
-    reader = _Reader(base, classes or _classes_of(base) or CLASSES)
+    reader = _Reader(base, _classes_of(base) or CLASSES)
     for folder, (_, split) in zip(years, sets):
         reader.read_list(folder, split)
     return reader.finished()

@@ -3,6 +3,8 @@
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
+
 from simsiam.data.image_set import ImageSet
 from simsiam.data.loaders import choose_images
 from simsiam.data.open import open_images
@@ -32,6 +34,16 @@ class LabelledSets(NamedTuple):
     val: ImageSet
     loader_is: str
     sha256: str
+
+    def told(self) -> str:
+        """Classes and images in words, and how many classes validation asks for that no training image shows."""
+        unseen = len(np.setdiff1d(self.val.labels[self.val.labels >= 0], self.train.labels))
+        none_of = f" (none of {unseen} of the classes)" if unseen else ""
+        held_out = f", {len(self.held_out):,} held out" if self.held_out is not None else ""
+        return (
+            f"{len(self.whole.classes)} classes, {len(self.train):,} images{none_of}, "
+            f"{len(self.val):,} to validate on{held_out}"
+        )
 
 
 def open_labelled(settings: Classify, runtime: Runtime) -> LabelledSets:

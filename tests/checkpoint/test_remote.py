@@ -1,5 +1,6 @@
 """Checkpoints in an object store, which knows neither folders nor renaming: whole or passed over, whenever cut off."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -206,6 +207,12 @@ def test_a_url_that_fsspec_does_not_know_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be opened") as error:
         Checkpoints(tmp_path, Checkpoint(folder="nosuchthing://bucket/run"), runtime())
     assert "\n" not in str(error.value)
+
+
+def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"s3://bucket/run cannot be opened .*run `pip install s3fs`"):
+        Checkpoints(tmp_path, Checkpoint(folder="s3://bucket/run"), runtime())
 
 
 def test_a_place_of_real_folders_need_not_be_there_yet(tmp_path: Path) -> None:
