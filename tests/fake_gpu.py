@@ -1,0 +1,103 @@
+"""A GPU of tensors without contents: what a run does on one can be followed where there is none, but for the numbers.
+
+Tensors know device, shape and type; mixing devices raises, and so does whatever makes the host wait for the GPU.
+Autograd's own backward pass needs a driver and is left out, as are CUDA's events and generators.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from simsiam.distributed.waiting import waiting
+
+GPU = torch.device("cuda", 0)
+
+
+class Waits(RuntimeError):
+    """The host would have waited for the GPU."""
+
+
+class _NoWaits(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name
+        if name in ("aten::_local_scalar_dense", "aten::nonzero"):
+            raise Waits(f"{name} of a tensor on {args[0].device}")
+        result = func(*args, **kwargs)
+        crosses = False
+        if name == "aten::_to_copy":
+            crosses = args[0].device != result.device and not kwargs.get("non_blocking")
+        if name == "aten::copy_":
+            crosses = args[0].device != args[1].device and not (kwargs.get("non_blocking") or args[2:3] == (True,))
+        if crosses:
+            raise Waits(f"{name} from {args[0].device} to {result.device}")
+        return result
+
+
+class _NoGenerator:
+    """A generator of a GPU needs a driver; `generator=None` draws from no numbers as well."""
+
+    def __init__(self, device: torch.device) -> None:
+        assert device == GPU
+
+    def manual_seed(self, seed: int) -> None:
+        return None
+
+
+@contextmanager
+def fake_gpu() -> Iterator[None]:
+    """Within, tensors are made without contents, on GPU where that is asked for."""
+    meta = torch.library.Library("aten", "IMPL", "Meta")
+    # Kernels of GPUs alone that torch knows no shapes of.
+    meta.impl("batch_norm_update_stats", lambda x, mean, var, momentum: (torch.empty_like(mean), torch.empty_like(var)))
+    meta.impl("_fused_sgd_", lambda *_, **__: None)
+    try:
+        with (
+            patch("torch.cuda.is_bf16_supported", lambda **_: True),
+            patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
+            patch("torch.Generator", _NoGenerator),
+            patch.object(type(waiting), "counted", lambda *_: nullcontext()),
+            patch.object(nn.Module, "to", _module_to),
+            FakeTensorMode(allow_non_fake_inputs=True),
+        ):
+            yield
+    finally:
+        meta._destroy()
+
+
+@contextmanager
+def without_waiting(parameters: Callable[[], list[nn.Parameter]]) -> Iterator[None]:
+    """Within, `Waits` is raised where the host would wait; a backward pass gives all parameters a gradient."""
+
+    def backward(loss: Tensor) -> None:
+        assert loss.device == GPU
+        assert loss.requires_grad
+        for parameter in parameters():
+            parameter.grad = torch.empty_like(parameter)
+
+    with patch.object(Tensor, "backward", backward), _NoWaits():
+        yield
+
+
+def _module_to(module: nn.Module, device: torch.device, memory_format: torch.memory_format | None = None) -> nn.Module:
+    """As Module.to, which cannot put a tensor without contents in the place of one with them."""
+    made: dict[int, Tensor] = {}
+
+    def on_device(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            layout = memory_format if memory_format and tensor.dim() == 4 else torch.preserve_format
+            copy = torch.empty_like(tensor, device=device, memory_format=layout, requires_grad=False)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            made[id(tensor)] = nn.Parameter(copy, tensor.requires_grad) if is_parameter else copy
+        return made[id(tensor)]
+
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            tensors.update({name: on_device(tensor) for name, tensor in tensors.items() if tensor is not None})
+    return module
