@@ -60,11 +60,11 @@ def step_twice(state: TrainState, *inputs: Tensor) -> StepResult:
     return result
 
 
-def step_method(name: str) -> StepResult:
+def step_method(name: str, precision: str = "bf16") -> StepResult:
     method = build_method({"name": name, **(TEACHER if "kd" in name else {})}, "resnet18")
     method.prepare(num_images=64, global_batch=8)
     with fake_gpu():
-        state = build(method)
+        state = build(method, precision)
         samples = (torch.arange(8, device=GPU),) if method.takes_samples else ()
         small = (torch.randn(4, 8, 3, 32, 32, device=GPU),) if method.takes_small_views else ()
         return step_twice(state, torch.randn(method.num_views, 8, 3, 64, 64, device=GPU), *small, *samples)
@@ -76,8 +76,11 @@ def test_every_method_on_several_ranks(name: str) -> None:
     step_method(name)
 
 
-def test_one_rank() -> None:
-    assert step_method("simsiam").output.projections.dtype == torch.bfloat16  # as autocast has it
+@pytest.mark.parametrize(
+    ("precision", "computed"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_every_precision_on_one_rank(precision: str, computed: torch.dtype) -> None:
+    assert step_method("simsiam", precision).output.projections.dtype == computed
 
 
 @pytest.mark.parametrize("batchnorm", [False, True])
