@@ -38,7 +38,8 @@ JOBS = {
 
 OTHERS = {
     "torchrun": ["--nproc_per_node", "--max-restarts", "--signals-to-handle", "--shutdown-timeout"],
-    "Slurm": ["--array", "--signal", "--requeue"],
+    "Slurm": ["--array", "--nodes", "--signal", "--requeue"],
+    "SkyPilot": ["--env"],
     "docker": ["--build-arg"],
     "TensorBoard": ["--logdir", "--bind_all"],
     "facebookresearch/vissl": ["--model_url_or_file", "--output_dir", "--output_name"],

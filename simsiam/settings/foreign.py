@@ -12,7 +12,7 @@ FOREIGN = {
     "dim": "method.dim", "pred_dim": "method.predictor_hidden", "proj_layers": "method.projector_layers",
     "max_epochs": "epochs", "num_epochs": "epochs", "image_size": "views.size", "crop_size": "views.size",
     "data_dir": "data", "train_data_path": "data", "dataset": "data",
-    "log_dir": "out", "ckpt_dir": "out", "checkpoint_dir": "out", "save_dir": "out", "output_dir": "out",
+    "log_dir": "out", "ckpt_dir": "checkpoint.folder", "checkpoint_dir": "out", "save_dir": "out", "output_dir": "out",
     "start_epoch": "resume", "resume_from_checkpoint": "resume", "ckpt": "resume", "eval_from": "pretrained",
     "config": "recipe", "config_file": "recipe", "amp": "precision", "fp16": "precision fp16", "gpu": "device cuda",
 }  # fmt: skip
