@@ -134,9 +134,9 @@ def lincls(settings: Linear, cells: list[dict[str, float]], runtime: "Runtime", 
             write_classifier(probe.classifier(), classes, folder.path / "classifier_best.safetensors", about)
 
     fit(
-        state, inputs.loader(sets.train, plan), inputs, validate,
-        images=sets.train, journal=journal, checkpoints=checkpoints, settings=settings, numbers=numbers,
-        runtime=runtime,
+        state, inputs.loader(sets.train, plan).steps, inputs, validate,
+        every=settings.val_every * numbers.steps_per_epoch, images=sets.train, journal=journal, checkpoints=checkpoints,
+        settings=settings, numbers=numbers, runtime=runtime,
     )  # fmt: skip
 
     # A sweep takes the best head on held-out training images; only then do the validation images come in.

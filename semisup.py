@@ -207,9 +207,9 @@ def fine_tune(
         journal.answer(state.step, top1=answers[0].top1, top5=answers[0].top5)
 
     fit(
-        state, inputs.loader(train, plan), inputs, validate,
-        images=train, journal=journal, checkpoints=checkpoints, settings=settings, numbers=numbers,
-        runtime=runtime,
+        state, inputs.loader(train, plan).steps, inputs, validate,
+        every=settings.val_every * numbers.steps_per_epoch, images=train, journal=journal, checkpoints=checkpoints,
+        settings=settings, numbers=numbers, runtime=runtime,
     )  # fmt: skip
 
     after, final = encoder_hash(encoder), answers[0]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from simsiam.detection.sets import DetectionData
     from simsiam.distributed.runtime import Runtime
     from simsiam.run.folder import RunFolder
+    from simsiam.training.step import StepResult
 
 
 @ends_with_a_sentence
@@ -82,9 +83,7 @@ def fine_tune(settings: Detect, data: "DetectionData", runtime: "Runtime", folde
     from simsiam.run.journal import Journal
     from simsiam.run.start import check_start
     from simsiam.training.build import count_parameters
-    from simsiam.training.clock import Clock, due
-    from simsiam.training.keeper import Keeper
-    from simsiam.training.step import train_step
+    from simsiam.training.fit import fit
 
     # Encoder, and the detector around it, whose new layers are drawn alike whatever the encoder's loading drew.
     torch.manual_seed(settings.seed)
@@ -123,7 +122,10 @@ def fine_tune(settings: Detect, data: "DetectionData", runtime: "Runtime", folde
         subject.write(folder.path)
     about = {"pretrained": settings.pretrained, "encoder_sha256": subject.encoder_sha256}
 
-    def test_now(step: int) -> "Answer":
+    answers: list[Answer] = []
+
+    def test() -> None:
+        step = state.step
         anew = (micro for of_step in batches.steps(step, step + settings.precise_bn) for micro in of_step)
         with module.exact_statistics(anew, settings.precise_bn * settings.accumulate):
             answer = detect_and_score(module.rcnn, data, settings, runtime)
@@ -133,28 +135,19 @@ def fine_tune(settings: Detect, data: "DetectionData", runtime: "Runtime", folde
                     arguments=arguments, about={**about, **answer.scores.figures},
                 )  # fmt: skip
         journal.answer(step, **main_figures(answer.scores.figures))
-        return answer
+        answers[:] = [answer]
 
-    clock = Clock(numbers.global_batch)
-    # An earlier run was cut off, or asked to end, between a save and the test that was due.
-    answer = None
-    if state.step == numbers.stop_step or (due(state.step, settings.test_every) and journal.lacks_answer(state.step)):
-        answer = test_now(state.step)
-        clock.restart()
-    with Keeper(settings, numbers, runtime, state, checkpoints, journal, clock) as keeper:
-        for micro_batches in clock.timed(batches.steps(state.step, numbers.stop_step)):
-            result = train_step(state, ((b.images, b.targets, b.seed) for b in micro_batches))
-            now = keeper.stepped(result)
-            journal.stepped(micro_batches, data.train)
-            if now.logs:
-                losses = mean_over_ranks(torch.stack(list(result.output.losses.values()))).tolist()
-                journal.log(state, result, clock, dict(zip(result.output.losses, losses)))
-            if now.saves:
-                keeper.save()
-            if now.last or due(state.step, settings.test_every):
-                with keeper.evaluating("testing"):
-                    answer = test_now(state.step)
+    def losses(result: "StepResult") -> dict[str, float]:
+        names, values = zip(*result.output.losses.items())
+        return dict(zip(names, mean_over_ranks(torch.stack(values)).tolist()))
 
+    fit(
+        state, batches.steps, lambda b: (b.images, b.targets, b.seed), test,
+        every=settings.test_every, images=data.train, journal=journal, checkpoints=checkpoints, settings=settings,
+        numbers=numbers, runtime=runtime, measures=losses,
+    )  # fmt: skip
+
+    answer = answers[0]
     if runtime.is_main:
         write_tables(folder.path, data, answer.detections, answer.scores, masks=settings.mask)
         journal.picture("detections", write_pictures(folder.path, data.test, answer.detections, settings.visualize))
