@@ -58,6 +58,13 @@ def test_it_equals_a_forward_a_view(dims: int, layout: torch.memory_format, affi
     torch.testing.assert_close(ours.eval()(batch(dims)), plain.eval()(batch(dims)), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_epsilon_is_that_of_the_layer(training: bool) -> None:
+    plain = nn.BatchNorm2d(6, eps=0.5).train(training)
+    ours = ViewBatchNorm(copy.deepcopy(plain), 1).train(training)
+    torch.testing.assert_close(ours(batch(4)), plain(batch(4)), atol=1e-5, rtol=1e-5)
+
+
 def test_views_do_not_share_statistics() -> None:
     x = batch(4)
     x[8:] += 100
@@ -119,7 +126,7 @@ def test_a_batch_that_is_no_whole_views_is_refused() -> None:
         ViewBatchNorm(layer(2), 2)(batch(2, images=7))
 
 
-def on_a_rank(x: Tensor, weighting: Tensor, shares: tuple[int, ...]) -> dict[str, object]:
+def on_a_rank(x: Tensor, weighting: Tensor, shares: tuple[int, ...], affine: bool) -> dict[str, object]:
     """This rank's images of both views through the layer; results, gradients, and collectives it took."""
     rank = dist.get_rank()
     first, last = sum(shares[:rank]), sum(shares[: rank + 1])
@@ -130,25 +137,27 @@ def on_a_rank(x: Tensor, weighting: Tensor, shares: tuple[int, ...]) -> dict[str
     gather, reduce = collectives._all_gather, dist.all_reduce
     collectives._all_gather = lambda *a: (calls.append("gather"), gather(*a))[1]
     dist.all_reduce = lambda *a: (calls.append("reduce"), reduce(*a))[1]
-    norm = ViewBatchNorm(layer(x.dim()), 2)
+    norm = ViewBatchNorm(layer(x.dim(), affine), 2)
     mine.requires_grad_()
     y = norm(mine)
     y.backward(weights)
     collectives._all_gather, dist.all_reduce = gather, reduce
-    return {"y": y.detach(), "dx": mine.grad, "dw": norm.weight.grad, "state": norm.state_dict(), "calls": calls}
+    dw = norm.weight.grad if affine else None
+    return {"y": y.detach(), "dx": mine.grad, "dw": dw, "state": norm.state_dict(), "calls": calls}
 
 
-@pytest.mark.parametrize("shares", [(4, 4), (3, 5), (2, 1, 5)])
-def test_ranks_of_any_sizes_equal_one(shares: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("shares", "affine"), [((4, 4), True), ((3, 5), False), ((2, 1, 5), True)])
+def test_ranks_of_any_sizes_equal_one(shares: tuple[int, ...], affine: bool) -> None:
     x = batch(4)
     weighting = torch.cos(torch.arange(x.numel()).float()).view_as(x)
-    plain = layer(4)
+    plain = layer(4, affine)
     expected, expected_grad = separately(plain, x)
-    results = run_ranks(len(shares), on_a_rank, x, weighting, shares)
+    results = run_ranks(len(shares), on_a_rank, x, weighting, shares, affine)
     for key, whole in (("y", expected), ("dx", expected_grad)):
         parts = [torch.cat([r[key].chunk(2)[view] for r in results]) for view in range(2)]
         torch.testing.assert_close(torch.cat(parts), whole, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(sum(r["dw"] for r in results), plain.weight.grad, atol=1e-4, rtol=1e-4)
+    if affine:
+        torch.testing.assert_close(sum(r["dw"] for r in results), plain.weight.grad, atol=1e-4, rtol=1e-4)
     for result in results:
         assert result["calls"] == ["gather", "gather"]
         for name, tensor in plain.state_dict().items():

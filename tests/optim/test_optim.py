@@ -29,6 +29,25 @@ def test_warmup_rises_every_step_and_ends_at_the_peak() -> None:
     assert schedule.at(49) == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
 
 
+@pytest.mark.parametrize("shape", ["cosine", "steps", "constant"])
+def test_every_shape_warms_up_over_fractions_of_an_epoch_and_not_beyond_the_peak(shape: str) -> None:
+    schedule = Schedule(1.0, 10, 10, shape, warmup_epochs=0.25, milestones=(5,))
+    assert [schedule.at(step) for step in range(4)] == pytest.approx([0.4, 0.8, 1.0, 1.0])
+    # Until the next epoch begins, a cosine that is still within an epoch has not begun to fall.
+    assert Schedule(1.0, 10, 10, shape, warmup_epochs=1.5, milestones=(5,)).at(16) == 1.0
+
+
+def test_a_constant_predictor_does_not_warm_up() -> None:
+    groups = {name: [nn.Parameter(torch.ones(2, 2))] for name in ("encoder", "predictor")}
+    _, (encoder, predictor) = build_optimizer(groups, Optim(warmup_epochs=2), 0.1, 10, 5)
+    assert [encoder.at(0), predictor.at(0)] == pytest.approx([0.01, 0.1])
+
+
+@pytest.mark.parametrize("per_epoch", [True, False])
+def test_beyond_its_end_a_cosine_stays_where_it_ended(per_epoch: bool) -> None:
+    assert Schedule(1.0, 2, 10, per_epoch=per_epoch, final=0.25).at(27) == 0.25
+
+
 def test_steps_and_per_step_cosine() -> None:
     steps = Schedule(1.0, 20, 10, "steps", milestones=(12, 16), decay=0.2)
     assert [steps.at(s) for s in (119, 120, 159, 160)] == pytest.approx([1, 0.2, 0.2, 0.04])
@@ -85,6 +104,21 @@ def test_excluded_tensors_are_neither_decayed_nor_adapted() -> None:
     optimizer.step()
     torch.testing.assert_close(bias.data, torch.zeros(2))
     torch.testing.assert_close(weight.data, torch.full((2, 2), 1 - 0.001 * 2 / (2 + 0.1 * 2) * 1.1))
+
+
+def test_the_trust_coefficient_is_the_settings() -> None:
+    weight = nn.Parameter(torch.ones(2, 2))
+    optim = Optim(name="lars", trust_coefficient=0.02, weight_decay=0.0, momentum=0.0)
+    optimizer, _ = build_optimizer({"encoder": [weight]}, optim, 1.0, 1, 1)
+    weight.grad = torch.ones(2, 2)
+    optimizer.step()
+    torch.testing.assert_close(weight.data, torch.full((2, 2), 0.98))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_one_kernel_updates_all_and_takes_the_finite_flag_on_the_device(name: str) -> None:
+    optimizer, _ = build_optimizer({"encoder": [nn.Parameter(torch.ones(2, 2))]}, Optim(name=name), 1.0, 1, 1)
+    assert optimizer.defaults["fused"]
 
 
 def test_sgd_is_torchs_from_the_first_step() -> None:

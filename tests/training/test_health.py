@@ -45,6 +45,12 @@ def test_rank_is_the_exponential_of_the_entropy_of_singular_values(shape: tuple[
     assert effective_rank(z).item() == pytest.approx(math.exp(-(share * share.log()).sum().item()), rel=1e-5)
 
 
+def test_rank_looks_at_the_first_512_images_and_at_all_of_them() -> None:
+    line, even = torch.ones(1, 8), torch.eye(8)
+    assert effective_rank(torch.cat([line.repeat(512, 1), even.repeat(64, 1)])).item() == pytest.approx(1, rel=1e-4)
+    assert effective_rank(torch.cat([line.repeat(64, 1), even.repeat(56, 1)])).item() > 5
+
+
 @pytest.mark.parametrize("directions", [1, 3, 8])
 def test_equally_used_orthogonal_directions_count_one_each(directions: int) -> None:
     z = torch.eye(8)[:directions].repeat(4, 1)

@@ -188,6 +188,71 @@ def test_a_rank_whose_gradient_is_not_finite_is_named_also_where_it_is_sent_in_b
     assert [bad for _, _, bad in run_ranks(2, step_on_a_rank, "bf16", True)] == [(3, [1])] * 2
 
 
+class Spoilt(Line):
+    """Its loss is not finite on the last rank at the steps of `bad`; its gradients always are."""
+
+    bad = (1,)
+
+    def forward(self, x: Tensor) -> Loss:
+        loss = super().forward(x).loss
+        self.step = getattr(self, "step", -1) + 1
+        spoils = self.step in self.bad and dist.get_rank() == dist.get_world_size() - 1
+        return Loss(loss + torch.inf if spoils else loss)
+
+
+def three_steps_on_a_rank() -> tuple[list[bool], list[bool], tuple, list[Tensor]]:
+    """Three steps of Spoilt: which were finite, which gradients of this rank were, the first bad one, weights."""
+    runtime = Runtime(dist.get_rank(), dist.get_world_size(), dist.get_rank(), torch.device("cpu"))
+    settings = Run(batch_size=16, epochs=2, precision="fp32")
+    state, guard = build_state(Spoilt(), settings, derive(settings, 2, 80), runtime), FiniteGuard(runtime.device)
+    weights, results = [], []
+    for _ in range(3):
+        results.append(train_step(state, [(torch.ones(8, 3),)]))
+        watch(guard, state.step, results[-1])
+        weights.append(state.module.layer.weight.detach().clone())
+    flags = [[bool(getattr(r, name)) for r in results] for name in ("finite", "own_gradients")]
+    return *flags, guard.first_bad(), weights
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_moves_no_rank_though_all_gradients_are_finite() -> None:
+    for rank, (finite, own, bad, weights) in enumerate(run_ranks(2, three_steps_on_a_rank)):
+        assert finite == [True, False, True]
+        assert own == [True, rank == 0, True]  # what was seen in one step is forgotten in the next
+        assert bad == (2, [1])
+        assert torch.equal(weights[0], weights[1])
+        assert not torch.equal(weights[1], weights[2])
+
+
+def first_bad_on_a_rank() -> tuple:
+    """Rank 0's gradients and rank 1's loss, and so its gradients, are not finite in the same step."""
+    guard, rank = FiniteGuard(torch.device("cpu")), dist.get_rank()
+    guard.watch(5, torch.tensor(False), torch.tensor(rank != 1), torch.tensor(False))
+    return guard.first_bad()
+
+
+def test_a_rank_whose_loss_was_bad_is_named_before_those_that_its_gradients_reached() -> None:
+    assert run_ranks(2, first_bad_on_a_rank) == [(5, [1])] * 2
+
+
+def averages_on_a_rank(accumulate: int) -> int:
+    """How often gradients crossed the ranks in two steps."""
+    import simsiam.training.finite as finite
+
+    crossed, average = [], finite.allreduce_hook
+    finite.allreduce_hook = lambda *a: (crossed.append(1), average(*a))[1]
+    runtime = Runtime(dist.get_rank(), dist.get_world_size(), dist.get_rank(), torch.device("cpu"))
+    settings = Run(batch_size=16, epochs=2, precision="fp32", accumulate=accumulate)
+    state = build_state(Line(), settings, derive(settings, 2, 80), runtime)
+    for _ in range(2):
+        train_step(state, [(torch.ones(8 // accumulate, 3),)] * accumulate)
+    return len(crossed)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_gradients_cross_the_ranks_once_a_step(accumulate: int) -> None:
+    assert run_ranks(2, averages_on_a_rank, accumulate) == [2, 2]
+
+
 def test_spread_and_rank_tell_an_even_spread_from_a_point_and_a_line() -> None:
     torch.manual_seed(0)
     even, point = torch.randn(512, 64), torch.randn(1, 64).expand(512, 64)
