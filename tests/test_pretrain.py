@@ -130,6 +130,10 @@ def test_it_begins_with_the_encoder_it_is_given(call, capsys, tmp_path: Path) ->
     assert all(torch.equal(a[key], b[key]) for key in a if "running" not in key and "num_batches" not in key)
     target = state_at(second / "checkpoints/step_00000001")
     assert torch.equal(target["model.target.encoder.conv1.weight"], a["conv1.weight"])
+    opened = ("--optim.lr", 0, "--max-steps", 1, "--zero-init-residual", "false", "--out", tmp_path / "opened")
+    assert call("pretrain.py", *TINY, *opened, "--init", first) == 0
+    given = load_file(tmp_path / "opened/encoder.safetensors")  # its residual branches are those of the file
+    assert all(torch.equal(a[key], given[key]) for key in a if "running" not in key and "num_batches" not in key)
     summary = json.loads((second / "summary.json").read_text())
     assert "knn_start" in summary
     assert "knn_random" not in summary
@@ -199,6 +203,21 @@ def test_a_run_that_goes_wrong_names_its_last_good_checkpoint_and_goes_on_from_i
     assert (tmp_path / "completed").exists()
     assert not (tmp_path / "failed").exists()
     assert good.keys() == load_file(tmp_path / "encoder.safetensors").keys()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_ends_before_its_time_is_up_and_the_same_command_goes_on(forked, tmp_path: Path, ranks: int) -> None:
+    given = (*TINY, "--max-steps", 6, "--knn-every", 0, "--world-size", ranks)
+    out = ("--out", tmp_path / "limited")
+    # Of ten seconds none is left for training: a save, its margin and two steps are kept free.
+    limited = forked("pretrain.py", *given, *out, "--max-wall-time", "0:00:10", ranks=ranks)
+    assert "ends early: --max-wall-time 0:00:10 is near and has, at step" in limited.stdout
+    assert (tmp_path / "limited/preempted").exists()
+    assert json.loads((tmp_path / "limited/summary.json").read_text())["state"] == "preempted"
+    forked("pretrain.py", *given, *out, ranks=ranks)
+    forked("pretrain.py", *given, "--out", tmp_path / "straight", ranks=ranks)
+    ends = [load_file(tmp_path / name / "encoder.safetensors") for name in ("limited", "straight")]
+    assert all(torch.equal(ends[0][key], tensor) for key, tensor in ends[1].items())
 
 
 def test_metrics_of_a_resumed_run_stand_once_each(call, tmp_path: Path) -> None:

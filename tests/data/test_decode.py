@@ -74,6 +74,13 @@ def test_lossless_formats_give_the_pixels_that_were_written(format):
     assert torch.equal(decode(encode(picture(), format, **options)), pixels_of(picture()))
 
 
+def test_a_jpeg_that_is_stored_as_rgb_is_not_taken_for_one_of_luma_and_chroma():
+    data = encode(picture(), "JPEG", keep_rgb=True, quality=95)
+    assert not module.jpeg_header(data).ordinary
+    torch.testing.assert_close(decode(data), pixels_of(Image.open(io.BytesIO(data))), atol=1, rtol=0)
+    assert (decode(data).int() - pixels_of(picture()).int()).abs().float().mean() < 3
+
+
 @pytest.mark.parametrize("mode", ["P", "L", "LA", "RGBA", "1"])
 def test_png_modes(mode):
     image = picture().quantize(16) if mode == "P" else picture(mode=mode)

@@ -46,6 +46,38 @@ def scenes() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     return [image for image, _ in both], [target for _, target in both]
 
 
+@pytest.mark.parametrize(
+    ("head", "proposals", "kept"), [("c4", (12000, 6000), (2000, 1000)), ("fpn", (2000, 1000), (1000, 1000))]
+)
+def test_the_numbers_are_detectron2s(head: str, proposals: tuple[int, int], kept: tuple[int, int]):
+    """Its config/defaults.py, and RPN's in configs/Base-RCNN-{C4,FPN}.yaml."""
+    built = build_detector(build_encoder("resnet18"), 3, head=head, mask=False)
+    rpn, regions, resize = built.rpn, built.roi_heads, built.transform
+    matches = [
+        (matcher.low_threshold, matcher.high_threshold) for matcher in (rpn.proposal_matcher, regions.proposal_matcher)
+    ]
+    assert matches == [(0.3, 0.7), (0.5, 0.5)]
+    samples = [(s.batch_size_per_image, s.positive_fraction) for s in (rpn.fg_bg_sampler, regions.fg_bg_sampler)]
+    assert samples == [(256, 0.5), (512, 0.25)]
+    assert (rpn.nms_thresh, regions.nms_thresh) == (0.7, 0.5)
+    assert (regions.score_thresh, regions.detections_per_img) == (0.05, 100)
+    assert regions.box_coder.weights == (10.0, 10.0, 5.0, 5.0)
+    for training, before, after in zip((True, False), proposals, kept):
+        built.train(training)
+        assert (rpn.pre_nms_top_n(), rpn.post_nms_top_n()) == (before, after)
+    assert (tuple(resize.image_mean), tuple(resize.image_std)) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize("head", ["c4", "fpn"])
+def test_without_the_extra_norm_nothing_new_normalises(head: str):
+    norms = [
+        sum(isinstance(part, torch.nn.BatchNorm2d) for part in small(head, False, extra_norm=extra).modules())
+        for extra in (True, False)
+    ]
+    assert norms[1] == sum(isinstance(part, torch.nn.BatchNorm2d) for part in build_encoder("resnet18").modules())
+    assert norms[0] > norms[1]
+
+
 def test_c4_feature_is_the_encoders_own():
     torch.manual_seed(0)
     encoder = build_encoder("resnet50", zero_init_residual=False).eval()

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torchvision.io import decode_image
 
-from simsiam.evaluation.accuracy import Tally
+from simsiam.evaluation.accuracy import Accuracy, Tally
 from simsiam.evaluation.confusion import write_confusion
 
 
@@ -21,6 +21,11 @@ def test_counts_of_several_heads_are_counted_apart() -> None:
     assert a.confusion.tolist()[0] == [1, 1, 0, 0, 0, 0]
     assert b.confusion[:, 5].tolist() == [2, 1, 0, 0, 0, 1]
     assert a.confusion.sum() == b.confusion.sum() == 4
+
+
+def test_the_mean_over_classes_leaves_out_those_without_an_image() -> None:
+    confusion = torch.tensor([[3, 1, 0], [0, 0, 0], [2, 0, 2]])
+    assert Accuracy(62.5, 100.0, 8, 0, confusion).mean_per_class == 62.5
 
 
 def test_the_table_names_each_class_and_what_it_is_taken_for(tmp_path: Path) -> None:

@@ -75,6 +75,23 @@ def test_features_of_another_encoder_or_set_are_computed_anew(tmp_path: Path) ->
     assert (len(first[0]), len(other[0])) == (21, 19)
 
 
+@pytest.mark.parametrize("other", ["weights", "precision", "size", "mean", None])
+def test_only_what_is_of_the_same_encoder_precision_and_crop_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str | None
+) -> None:
+    computed, extract, cpu = [], feature_cache.extract_features, torch.device("cpu")
+    monkeypatch.setattr(feature_cache, "extract_features", lambda *a, **k: (computed.append(1), extract(*a, **k))[1])
+    for again in (False, True):
+        torch.manual_seed(again and other == "weights")
+        views = Views(
+            size=8 if again and other == "size" else 16, mean=(0.4, 0.5, 0.5 if again and other == "mean" else 0.4)
+        )
+        precision = Precision("bf16" if again and other == "precision" else "fp32", cpu)
+        encoder = build_encoder("resnet8").eval()
+        cache_features(encoder, Torn(6, bad=5), views, Runtime(0, 1, 0, cpu), tmp_path, precision)
+    assert len(computed) == (1 if other is None else 2)
+
+
 def test_a_rank_that_had_finished_before_a_cut_is_not_computed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,3 +54,8 @@ def test_the_mean_over_classes_gives_each_class_the_same_weight() -> None:
     (answer,) = few_shot(train, labels, val, of_val, shots=[1], trials=1, seed=0, inverse_l2=10.0)
     assert answer.top1 == (pytest.approx(100 * 5 / 6),)
     assert answer.mean_per_class == (75.0,)
+
+
+def test_another_seed_draws_other_images_and_the_same_one_the_same() -> None:
+    assert draw(LABELS, 4, 0, 0).tolist() == draw(LABELS, 4, 0, 0).tolist()
+    assert len({tuple(sorted(draw(LABELS, 4, 0, seed))) for seed in range(10)}) > 5

@@ -50,3 +50,10 @@ def test_everything_trains_from_the_first_step_under_the_encoders_own_names() ->
     module(torch.randn(8, 3, 16, 16), torch.arange(8) % 4).loss.backward()
     assert all(p.requires_grad and p.grad is not None for p in module.parameters())
     assert list(module.encoder.state_dict()) == list(build_encoder("resnet8").state_dict())
+
+
+def test_the_head_starts_as_that_of_the_linear_protocol() -> None:
+    torch.manual_seed(0)
+    head = FineTuned(build_encoder("resnet8"), 1000).head
+    assert head.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert not head.bias.any()

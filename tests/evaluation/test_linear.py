@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors
 import torch
@@ -12,13 +13,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+from simsiam.data.crops import Crops
 from simsiam.distributed.runtime import Runtime
 from simsiam.evaluation.classifier import write_classifier
+from simsiam.evaluation.inputs import ImageInputs
 from simsiam.evaluation.linear import LinearProbe
 from simsiam.export.write import encoder_hash, write_encoder
 from simsiam.models.encoders import build_encoder
 from simsiam.settings.derive import derive
-from simsiam.settings.tree import Linear, Optim
+from simsiam.settings.tree import Linear, Optim, Views
 from simsiam.training.build import build_state
 from simsiam.training.step import train_step
 
@@ -90,6 +93,36 @@ def test_the_classifier_starts_as_the_official_one() -> None:
     assert head.weight.std().item() == pytest.approx(0.01, rel=0.01)
     assert head.weight.mean().item() == pytest.approx(0, abs=1e-4)
     assert not head.bias.any()
+
+
+def test_batch_norm_before_the_head_bears_features_that_hardly_vary() -> None:
+    encoder = nn.Identity()
+    encoder.feature_dim = 8
+    module = LinearProbe(encoder, 4, batchnorm=True)
+    features = torch.randn(64, 8, generator=torch.Generator().manual_seed(0)) / 1000 + 0.5
+    exact = features.double()
+    exact = (exact - exact.mean(0)) / (exact.var(0, unbiased=False) + 1e-6).sqrt()  # MAE's epsilon
+    torch.testing.assert_close(module.norm(features).double(), exact, rtol=1e-3, atol=1e-3)
+
+
+def test_an_encoder_that_moved_is_no_result(
+    command: Command, encoder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LinearProbe, "train", nn.Module.train)  # so that batch-norm's statistics move
+    with pytest.raises(RuntimeError, match="the frozen encoder changed"):
+        command("--pretrained", encoder_file, "--out", tmp_path)
+    assert not (tmp_path / "completed").exists()
+
+
+@pytest.mark.parametrize("other", ["seed", "epoch", None])
+def test_a_crop_is_augmented_by_seed_and_epoch(other: str | None) -> None:
+    pixels = torch.randint(0, 256, (1, 16, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    seen = []
+    for again in (False, True):
+        settings = Linear(views=Views(size=8, resize=8, jitter=1.0), precision="fp32", seed=again and other == "seed")
+        crops = Crops(pixels, np.arange(16), torch.arange(16), int(again and other == "epoch"))
+        seen.append(ImageInputs(settings, Runtime(0, 1, 0, torch.device("cpu")))(crops)[0])
+    assert torch.equal(*seen) == (other is None)
 
 
 def test_a_classifier_file_holds_the_layer_and_the_class_names(tmp_path: Path) -> None:

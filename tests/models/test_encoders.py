@@ -49,6 +49,11 @@ def test_encoder_gives_pooled_features_of_the_size_it_says(name, side):
     assert encoder.encoder_name == name
 
 
+def test_cifar_stem_is_drawn_by_the_rule_of_torchvisions_other_convolutions():
+    torch.manual_seed(0)
+    assert stem_resnet(18).conv1.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)
+
+
 def test_cifar_stem_keeps_the_resolution():
     encoder = build_encoder("cifar_resnet18")
     assert encoder.layer1(encoder.maxpool(encoder.conv1(torch.zeros(1, 3, 32, 32)))).shape == (1, 64, 32, 32)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from simsiam.data.sources.scenes import make_scenes
@@ -100,6 +101,8 @@ def test_trials_give_mean_and_deviation_and_are_not_run_again(
     assert told["state"] == "completed"
     assert told["AP50"] == pytest.approx((each[0]["AP50"] + each[1]["AP50"]) / 2)
     assert told["AP50_std"] == pytest.approx(abs(each[0]["AP50"] - each[1]["AP50"]) / 2**0.5)
+    seeds = [yaml.safe_load((out / "trials" / str(n) / "config.yaml").read_text())["seed"] for n in (1, 2)]
+    assert seeds == [0, 1]
     written = (out / "trials/1/summary.json").stat().st_mtime_ns
     shutil.rmtree(out / "trials/2")
     assert call("transfer/detect.py", *given) == 0
