@@ -90,6 +90,17 @@ def test_jitter_operations_are_those_of_torchvision_on_floats(name: str) -> None
     torch.testing.assert_close(ours(images.clone(), torch.tensor(amounts)), expected, atol=tolerance, rtol=0)
 
 
+def test_a_branch_may_blur_wider_than_the_recipe_of_all() -> None:
+    views = Views(size=48, resize=48, jitter=0.0, gray=0.0, blur=0.0, blur_sigma=(0.1, 0.5), flip=0.0)
+    wide = replace(views, blur=1.0, blur_sigma=(3.0, 3.0))
+    crops = noise(2, 48, 48).permute(0, 2, 3, 1).unsqueeze(0).repeat(2, 1, 1, 1, 1)
+    made = Augment(views, 0, lambda epoch: [views, wide])(crops, np.arange(2), 0)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (views.mean, views.std))
+    for image, blurred in zip(noise(2, 48, 48), made[1]):
+        expected = direct_blur(image / 255, 3.0)
+        torch.testing.assert_close((blurred * std + mean).double(), expected, atol=1e-4, rtol=0)
+
+
 def test_grayscale_is_that_of_torchvision_on_floats() -> None:
     images = noise(4, 48, 40).float() / 255
     torch.testing.assert_close(grayscale(images), TF.rgb_to_grayscale(images, 3), atol=LUMA_GAP, rtol=0)
