@@ -13,7 +13,8 @@ RUNS_CODE = {
     *("pickle.load", "pickle.loads", "pickle.Unpickler", "dill.load", "joblib.load", "marshal.loads", "shelve.open"),
     *("yaml.load", "yaml.load_all", "yaml.safe_load", "yaml.full_load", "yaml.unsafe_load", "yaml.Loader"),
     *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.jit.load", "torch.hub.load"),
-    *("torch.distributed.checkpoint.FileSystemReader", "shutil.unpack_archive", "tarfile.TarFile.extractall", "torch.package.PackageImporter"),
+    *("shutil.unpack_archive", "tarfile.TarFile.extractall", "torch.package.PackageImporter"),
+    "torch.distributed.checkpoint.FileSystemReader",
 }
 """Whose names are not to be called; YAML is read by settings/plain_yaml.py, checkpoints by CheckedReader."""
 
