@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from simsiam import load_encoder
-from simsiam.export.write import encoder_hash
+from simsiam.export.write import encoder_hash, write_encoder
+from simsiam.models.encoders import build_encoder
 from tests.faults.harness import state_at
 
 TINY = (
@@ -130,10 +131,6 @@ def test_it_begins_with_the_encoder_it_is_given(call, capsys, tmp_path: Path) ->
     assert all(torch.equal(a[key], b[key]) for key in a if "running" not in key and "num_batches" not in key)
     target = state_at(second / "checkpoints/step_00000001")
     assert torch.equal(target["model.target.encoder.conv1.weight"], a["conv1.weight"])
-    opened = ("--optim.lr", 0, "--max-steps", 1, "--zero-init-residual", "false", "--out", tmp_path / "opened")
-    assert call("pretrain.py", *TINY, *opened, "--init", first) == 0
-    given = load_file(tmp_path / "opened/encoder.safetensors")  # its residual branches are those of the file
-    assert all(torch.equal(a[key], given[key]) for key in a if "running" not in key and "num_batches" not in key)
     summary = json.loads((second / "summary.json").read_text())
     assert "knn_start" in summary
     assert "knn_random" not in summary
@@ -143,6 +140,16 @@ def test_it_begins_with_the_encoder_it_is_given(call, capsys, tmp_path: Path) ->
     capsys.readouterr()
     assert call("pretrain.py", *TINY, "--init", second, "--encoder", "resnet32", "--out", tmp_path / "third") == 2
     assert "give --encoder resnet8" in capsys.readouterr().err
+
+
+def test_closed_branches_of_a_given_encoder_stay_as_they_are(call, tmp_path: Path) -> None:
+    closed = build_encoder("resnet8")  # whose residual branches begin with a scale of 0
+    write_encoder(closed, tmp_path / "closed.safetensors", metadata={})
+    given = ("--init", tmp_path / "closed.safetensors", "--zero-init-residual", "false", "--knn-every", 0)
+    still = ("--optim.lr", 0, "--max-steps", 1, "--out", tmp_path / "run")
+    assert call("pretrain.py", *TINY, *given, *still) == 0
+    after = load_file(tmp_path / "run/encoder.safetensors")
+    assert all(torch.equal(after[key], tensor) for key, tensor in closed.named_parameters())
 
 
 def test_steps_are_profiled_where_that_is_asked_for(call, tmp_path: Path) -> None:
