@@ -26,15 +26,21 @@ pids=$(mktemp -d)
 trap 'rm -rf "$pids"' EXIT
 
 # on_host NODE WORDS...: one machine's part. The shell there tells its number, which torchrun then has, and is in no group
-# that a signal here would reach.
+# that a signal here would reach. What a .bashrc there says before is handed on.
 on_host() {
     local node=$1 command
     shift
-    printf -v command 'cd %q && echo $$ && exec env%s PET_NODE_RANK=%d PET_LOCAL_ADDR=%q launch/node.sh' \
+    printf -v command 'cd %q && echo simsiam-pid $$ && exec env%s PET_NODE_RANK=%d PET_LOCAL_ADDR=%q launch/node.sh' \
         "$PWD" "$environment" "$node" "${hosts[$node]#*@}"
     printf -v command '%s%s' "$command" "$(printf ' %q' "$@")"
     ssh -n -o BatchMode=yes -- "${hosts[$node]}" "$command" | {
-        read -r pid && echo "$pid" >"$pids/$node"
+        while IFS= read -r line; do
+            if [[ $line =~ ^simsiam-pid\ ([0-9]+)$ ]]; then
+                echo "${BASH_REMATCH[1]}" >"$pids/$node"
+                break
+            fi
+            printf '%s\n' "$line"
+        done
         exec cat
     }
 }

@@ -15,9 +15,9 @@ set -euo pipefail
 nodes=${PET_NNODES:-1} node=${PET_NODE_RANK:-0} ranks=${PET_NPROC_PER_NODE:-}
 if [[ ! $ranks =~ ^[0-9]+$ ]]; then
     ranks=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ') || ranks=1
-    if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
+    if [[ -v CUDA_VISIBLE_DEVICES ]]; then
         IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
-        ranks=${#gpus[@]}
+        ranks=$((${#gpus[@]} > 1 ? ${#gpus[@]} : 1)) # none, and it is one rank on the CPU
     fi
 fi
 

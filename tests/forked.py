@@ -5,7 +5,6 @@ import faulthandler
 import importlib
 import multiprocessing
 import os
-import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ import simsiam.methods.registry
 import simsiam.methods.simsiam
 import simsiam.run.board
 import simsiam.training.keeper  # noqa: F401
+from tests.processes import free_port
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,11 +44,8 @@ def fork(
         main: what is called in the place of the script's own.
     """
     words = [str(word) for word in argv]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
-    environment |= {"MASTER_PORT": str(port)}
+    environment |= {"MASTER_PORT": str(free_port())}
     context = multiprocessing.get_context("fork")
     processes = [
         context.Process(target=_rank, args=(rank, words, stdout, stderr, main, environment)) for rank in range(ranks)

@@ -1,6 +1,7 @@
 """Processes as a test sees them from outside."""
 
 import multiprocessing.process
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,13 @@ def wait_until(there: Callable[[], object], seconds: float, meanwhile: Sequence[
         assert not codes or None in codes, f"all ended before, with {codes}"
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.02)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def runs(pid: int) -> bool:

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from simsiam.errors import UserError
 from simsiam.export.write import encoder_hash, write_encoder
 from simsiam.models.encoders import build_encoder
 from simsiam.settings.tree import Views
+from tests.processes import free_port
 
 QUICK = ("--recipe", "lincls-quickstart", "--device", "cpu", "--workers", "0")
 RANDOM = ("random", "digits", "--encoder", "resnet8", "--subset", "0.3")
@@ -88,11 +88,8 @@ def on_a_rank(rank: int, world: int, port: int, words: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_the_cells_are_the_same_on_any_number_of_ranks(once: tuple[Path, str], tmp_path: Path, ranks: int) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     words = (*RANDOM, *QUICK, "--out", str(tmp_path))
-    mp.start_processes(on_a_rank, (ranks, port, words), nprocs=ranks, start_method="fork")
+    mp.start_processes(on_a_rank, (ranks, free_port(), words), nprocs=ranks, start_method="fork")
     wrote, alone = figures(tmp_path), figures(once[0])
     assert wrote["world_size"] == ranks
     for varies in ("seconds", "world_size"):

@@ -2,7 +2,6 @@
 
 import os
 import resource
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from simsiam.distributed import runtime as module
 from simsiam.distributed.runtime import running
 from simsiam.errors import OutOfMemory, UserError
 from tests.conftest import ROOT, clean_environment
-from tests.processes import runs, wait_until
+from tests.processes import free_port, runs, wait_until
 
 ENVIRONMENT = {**clean_environment(), "PYTHONPATH": str(ROOT)}
 
@@ -62,8 +61,11 @@ def test_a_run_began_when_its_torchrun_did(monkeypatch: pytest.MonkeyPatch) -> N
 def test_all_the_files_that_the_system_grants_may_be_open() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
-    with running("cpu"):
-        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    try:
+        with running("cpu"):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def too_much_for_a_gpu() -> None:
@@ -183,9 +185,3 @@ def both(folder: Path, script: str, wanted: int = 2) -> list[tuple[int, str]]:
         for process in ranks:
             process.kill()
             process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]

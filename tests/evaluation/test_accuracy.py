@@ -52,12 +52,16 @@ def evaluate(images: Shades, batch: int) -> Accuracy:
     return evaluate_classifiers(lambda x: logits(x)[None], images, views, runtime, precision, batch=batch)[0]
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_each_image_counts_once_for_every_size(ranks: int) -> None:
-    for size in range(1, 8):
-        # Only the last is answered right; a padded or dropped image would change either number.
-        images = Shades([0] * (size - 1) + [7], [7] * size)
-        for accuracy in run_ranks(ranks, evaluate, images, 2):
+def evaluate_sizes(sizes: range, batch: int) -> list[Accuracy]:
+    # Only the last is answered right; a padded or dropped image would change either number.
+    return [evaluate(Shades([0] * (size - 1) + [7], [7] * size), batch) for size in sizes]
+
+
+@pytest.mark.parametrize(("ranks", "batch"), [(1, 2), (2, 2), (3, 7), (4, 3)])
+def test_each_image_counts_once_for_every_size(ranks: int, batch: int) -> None:
+    sizes = range(1, 51)
+    for of_rank in run_ranks(ranks, evaluate_sizes, sizes, batch):
+        for size, accuracy in zip(sizes, of_rank, strict=True):
             assert (accuracy.images, accuracy.skipped) == (size, 0)
             assert accuracy.top1 == pytest.approx(100 / size)
             assert accuracy.top5 == pytest.approx(100 / size)

@@ -7,7 +7,7 @@ import pytest
 
 from simsiam.methods.registry import method_class
 from simsiam.settings.detect import Detect
-from simsiam.settings.parse import parse
+from simsiam.settings.parse import parse, recipe_names
 from simsiam.settings.tree import FineTune, Linear, Pretrain
 
 # The views of MoCo v2, which SimSiam's paper and code take over (appendix A).
@@ -76,6 +76,43 @@ PRETRAIN: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+CIFAR = PRETRAIN["cifar10-r18"]
+# The same data, views and schedule, so that methods compare (docs/recipes.md).
+for name, method in {
+    "simclr-cifar10": {"dim": 128, "projector_layers": 2, "projector_hidden": 512, "temperature": 0.5},
+    # The authors' demo: features times one matrix, 4,096 keys, momentum 0.99, temperature 0.1.
+    "moco-cifar10": {"dim": 128, "projector_layers": 1, "queue_size": 4096, "momentum": 0.99, "temperature": 0.1},
+    "byol-cifar10": {"dim": 256, "projector_hidden": 1024, "predictor_hidden": 1024, "momentum": 0.99},
+    "swav-cifar10": {"dim": 128, "projector_hidden": 512, "prototypes": 512},
+}.items():
+    PRETRAIN[name] = CIFAR | {"optim": SGD | {"lr": 0.03, "weight_decay": 5e-4}, "method": method}
+PRETRAIN["moco-cifar10"] |= {"views": CIFAR["views"] | {"scale": (0.08, 1.0)}}  # as the demo crops
+PRETRAIN["cifar10-r18-moco-warmup"] = CIFAR
+PRETRAIN["cifar100-r18"] = CIFAR | {"data": "cifar100"}
+PRETRAIN["stl10-r18"] = CIFAR | {"data": "stl10", "encoder": "resnet18", "views": {}}
+
+# hanseungwook/SimSiam: configs of branch main, and those of the branches that the relatives are named for.
+BRANCH = SGD | {"lr": 0.03, "weight_decay": 5e-4, "per": "step", "warmup_epochs": 10, "predictor_lr": "constant"}
+HEADS = {"dim": 2048, "projector_layers": 2, "projector_hidden": 2048, "predictor_hidden": 512, "output_affine": True}
+OF_BRANCH = {"epochs": 800, "batch_size": 512, "zero_init_residual": False, "optim": BRANCH, "method": HEADS}
+for kind in ("simsiam-kd", "simsiam-kd-anchor"):
+    PRETRAIN[f"{kind}-cifar10"] = OF_BRANCH | {"encoder": "cifar_resnet18"}
+    for teacher in ("r56", "r110"):
+        PRETRAIN[f"{kind}-cifar100-{teacher}-r20"] = OF_BRANCH | {"encoder": "resnet20", "data": "cifar100"}
+PRETRAIN["no-sg-cifar10"] = OF_BRANCH
+# Twice the epochs, of which each network moves in every other step.
+PRETRAIN["no-sg-alt-cifar10"] = OF_BRANCH | {
+    "epochs": 1600, "optim": BRANCH | {"warmup_epochs": 20, "predictor_lr": "cosine"},
+}  # fmt: skip
+ADAM = {"name": "adam", "lr": 2.5e-4, "momentum": 0.9, "weight_decay": 0.0, "schedule": "constant"}  # 5e-4 at 512
+for name, method in {
+    "adv": {"dropout": 0.5, "discriminator_epochs": 10.0, "encoder_every": 5},
+    "adv-mmd": {"sigmas": [1.0, 10.0, 100.0, 1000.0], "ridge": 1e-3},
+    "joint": {"dropout": 0.5, "cosine_weight": 1.0, "logistic_weight": 10.0, "predict": False},
+    "e2e-baseline": {"dropout": 0.5, "level": "z"},
+}.items():
+    PRETRAIN[f"{name}-cifar10"] = OF_BRANCH | {"optim": ADAM, "method": {"name": name, "dim": 128} | method}
+
 LINEAR: dict[str, dict[str, Any]] = {
     "lincls-imagenet": {  # main_lincls.py --lars: 90 epochs, 4096, base rate 0.1, no decay
         "epochs": 90, "batch_size": 4096, "views": PLAIN_CROP,
@@ -85,6 +122,7 @@ LINEAR: dict[str, dict[str, Any]] = {
         "epochs": 90, "batch_size": 256, "views": PLAIN_CROP, "optim": SGD | {"lr": 30.0, "weight_decay": 0.0},
     },
     "lincls-cifar10": {"epochs": 100, "batch_size": 256, "optim": SGD | {"lr": 30.0, "weight_decay": 0.0}},
+    "lincls-cifar100": {"epochs": 100, "batch_size": 256, "optim": SGD | {"lr": 30.0, "weight_decay": 0.0}},
 }  # fmt: skip
 
 
@@ -108,6 +146,19 @@ FINE_TUNE: dict[str, dict[str, Any]] = {
     "semisup-1pct-swav": few_labels(0.02, 5.0, "1pct", "synced", steps=True),
     "semisup-10pct-swav": few_labels(0.01, 0.2, "10pct", "synced", steps=True),
 }
+
+
+# CRD's schedule (RepDistiller's train_teacher.py; 0.05 at batch 64 is 0.2 at 256).
+CRD = {"name": "sgd", "lr": 0.2, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "steps", "decay": 0.1}
+for name, encoder in {
+    "cifar10-r18": "cifar_resnet18",
+    "cifar100-r56": "resnet56",
+    "cifar100-r110": "resnet110",
+}.items():
+    FINE_TUNE[f"teacher-{name}"] = {
+        "epochs": 240, "batch_size": 64, "encoder": encoder, "pretrained": "random",
+        "optim": CRD | {"milestones": (150, 180, 210)},
+    }  # fmt: skip
 
 
 def detection(steps: int, falls: tuple[int, int], shortest: int, warmup: int, **more: Any) -> dict[str, Any]:
@@ -157,6 +208,18 @@ def differing(settings: Any, published: dict[str, Any]) -> dict[str, tuple[Any, 
         elif ours != (pytest.approx(theirs) if isinstance(theirs, float) else theirs):
             found[key] = (ours, theirs)
     return found
+
+
+OURS = {  # nobody has published numbers for these
+    *("quickstart", "shapes-r18", "shapes-voc", "lincls-quickstart", "semisup-quickstart", "teacher-quickstart"),
+    *("semisup-1pct", "semisup-10pct", "semisup-cifar10-1pct", "semisup-cifar10-10pct"),
+    *("transfer-linear", "transfer-finetune", "transfer-few-shot"),
+}
+
+
+def test_every_recipe_is_of_a_source_or_ours() -> None:
+    assert {name for _, name, _ in ALL} | OURS == set(recipe_names())
+    assert not {name for _, name, _ in ALL} & OURS
 
 
 @pytest.mark.parametrize(("kind", "name", "published"), ALL, ids=[name for _, name, _ in ALL])

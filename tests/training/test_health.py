@@ -24,6 +24,11 @@ def test_spread_is_the_std_of_unit_rows_times_the_root_of_their_width() -> None:
     assert spread(z).item() == pytest.approx(by_hand, rel=1e-5)
 
 
+def test_spread_is_1_of_an_even_spread_and_0_of_a_point() -> None:
+    assert spread(normal(512, 64)).item() == pytest.approx(1, abs=0.02)
+    assert spread(normal(1, 64).expand(512, 64)).item() < 1e-3
+
+
 def test_spread_and_rank_do_not_see_the_length_of_a_row() -> None:
     z = normal(20, 6)
     scaled = z * torch.linspace(0.1, 50, 20).unsqueeze(1)
