@@ -1,6 +1,5 @@
 """lincls.py on what pretrain.py left behind: from pretraining to a figure that can be measured again."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 
 from simsiam import load_encoder
 from simsiam.export.write import encoder_hash
+from tests.run_files import figures, losses
 
 DIGITS = ("--data", "digits", "--views.size", 8, "--views.resize", 8, "--workers", 0, "--hide-progress")
 PROBE = ("--recipe", "lincls-quickstart", *DIGITS, "--batch-size", 128, "--epochs", 2, "--log-every", 1)
@@ -26,15 +26,6 @@ def pretrained(call: Call, tmp_path: Path) -> Path:
     small = ("--method.projector_hidden", 64, "--method.dim", 64, "--method.predictor_hidden", 32)
     assert call("pretrain.py", "--recipe", "quickstart", *DIGITS, *short, *small, "--out", tmp_path / "pretrained") == 0
     return tmp_path / "pretrained"
-
-
-def figures(folder: Path) -> dict:
-    return json.loads((folder / "summary.json").read_text())
-
-
-def losses(folder: Path) -> list[tuple[int, float]]:
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
 
 def test_a_run_folder_and_its_encoder_file_are_the_same_encoder_and_give_the_same_classifier(

@@ -14,6 +14,7 @@ from simsiam import load_encoder
 from simsiam.evaluation.classifier import read_classifier
 from simsiam.export.write import encoder_hash, write_encoder
 from simsiam.models.encoders import build_encoder
+from tests.run_files import figures
 
 DIGITS = ("--data", "digits", "--views.size", 8, "--views.resize", 8, "--workers", 0, "--hide-progress")
 SHORT = ("--recipe", "semisup-cifar10-10pct", *DIGITS, "--precision", "fp32", "--batch-size", 50, "--epochs", 2)
@@ -28,10 +29,6 @@ def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(7)
     write_encoder(build_encoder("resnet8"), path, metadata={})
     return path
-
-
-def figures(folder: Path) -> dict:
-    return json.loads((folder / "summary.json").read_text())
 
 
 def test_encoder_and_head_train_at_their_own_rates_and_what_comes_out_can_be_used(

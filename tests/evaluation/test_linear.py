@@ -25,6 +25,7 @@ from simsiam.settings.derive import derive
 from simsiam.settings.tree import Linear, Optim, Views
 from simsiam.training.build import build_state
 from simsiam.training.step import train_step
+from tests.run_files import figures, losses
 
 Command = Callable[..., int]
 
@@ -150,15 +151,6 @@ def command(call: Callable[..., int]) -> Command:
     common = ("--recipe", "lincls-quickstart", "--data", "digits", "--views.size", 8, "--views.resize", 8)
     short = ("--batch-size", 100, "--epochs", 2, "--optim.lr", 10, "--workers", 0, "--log-every", 1, "--hide-progress")
     return lambda *arguments: call("lincls.py", *common, *short, *arguments)
-
-
-def figures(folder: Path) -> dict:
-    return json.loads((folder / "summary.json").read_text())
-
-
-def losses(folder: Path) -> list[tuple[int, float]]:
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
 
 def test_it_resumes_to_the_bit_and_evaluate_repeats_the_last_figure(

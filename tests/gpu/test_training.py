@@ -7,14 +7,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.run_files import losses
+
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 QUICK = ("--recipe", "quickstart", "--log-every", 1, "--knn-every", 0, "--hide-progress")
 
 
 def logged(folder: Path) -> list[float]:
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line["loss"] for line in lines if "loss" in line]
+    return [loss for _, loss in losses(folder)]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -15,6 +15,7 @@ from simsiam.data.sources.scenes import make_scenes
 from simsiam.export.write import write_encoder
 from simsiam.models.encoders import build_encoder
 from tests.faults.harness import state_at
+from tests.run_files import figures
 
 Call = Callable[..., int]
 TINY = (
@@ -42,10 +43,6 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def summary(folder: Path) -> dict:
-    return json.loads((folder / "summary.json").read_text())
-
-
 def lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -63,7 +60,7 @@ def test_a_run_cut_off_anywhere_ends_as_if_it_had_not_been(call: Call, voc: Path
         assert [name for name in one if not torch.equal(one[name], two[name])] == []
         one, two = (load_file(folder / "detector.safetensors") for folder in (whole, cut))
         assert [name for name in one if not torch.equal(one[name], two[name])] == []
-        assert {name: summary(whole)[name] for name in AP} == {name: summary(cut)[name] for name in AP}
+        assert {name: figures(whole)[name] for name in AP} == {name: figures(cut)[name] for name in AP}
         losses = [{line["step"]: line["loss"] for line in lines(folder) if "loss" in line} for folder in (whole, cut)]
         assert losses[0] == losses[1]
     assert [line["step"] for line in lines(whole) if "AP50" in line] == [3, 6]
@@ -76,16 +73,16 @@ def test_two_ranks_train_and_test_and_any_number_tests_alike(
     out = tmp_path / "run"
     given = (*TINY, "--data", voc, *RANDOM, "--out", out, "--workers", 1)
     forked("transfer/detect.py", *given, ranks=2)
-    figures = {name: summary(out)[name] for name in AP}
+    found = {name: figures(out)[name] for name in AP}
     again = forked("transfer/detect.py", *given, "--evaluate-only", ranks=2).stdout
     assert call("transfer/detect.py", *given, "--evaluate-only") == 0
-    told = ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
+    told = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
     assert told in again
     assert told in capsys.readouterr().out
     with (out / "per_class.csv").open() as file:
         rows = list(csv.DictReader(file))
     with_objects = [float(row["AP50"]) for row in rows if row["AP50"] != "nan"]
-    assert sum(with_objects) / len(with_objects) == pytest.approx(figures["AP50"], abs=1e-3)
+    assert sum(with_objects) / len(with_objects) == pytest.approx(found["AP50"], abs=1e-3)
     assert (out / "completed").exists()
 
 
@@ -96,8 +93,8 @@ def test_trials_give_mean_and_deviation_and_are_not_run_again(
     given = (*TINY, "--data", voc, *RANDOM, "--iterations", 2, "--out", out, "--trials", 2)
     assert call("transfer/detect.py", *given) == 0
     assert "2 trials: AP50" in capsys.readouterr().out
-    told = summary(out)
-    each = [summary(out / "trials" / str(number)) for number in (1, 2)]
+    told = figures(out)
+    each = [figures(out / "trials" / str(number)) for number in (1, 2)]
     assert told["state"] == "completed"
     assert told["AP50"] == pytest.approx((each[0]["AP50"] + each[1]["AP50"]) / 2)
     assert told["AP50_std"] == pytest.approx(abs(each[0]["AP50"] - each[1]["AP50"]) / 2**0.5)
@@ -107,7 +104,7 @@ def test_trials_give_mean_and_deviation_and_are_not_run_again(
     shutil.rmtree(out / "trials/2")
     assert call("transfer/detect.py", *given) == 0
     assert (out / "trials/1/summary.json").stat().st_mtime_ns == written
-    assert summary(out) == told
+    assert figures(out) == told
     assert call("transfer/detect.py", *given, "--evaluate-only") == 0
     assert f"2 trials: AP50 {told['AP50']:.2f} +- {told['AP50_std']:.2f}" in capsys.readouterr().out
 
@@ -120,7 +117,7 @@ def test_masks_are_trained_tested_and_drawn(call: Call, coco: Path, tmp_path: Pa
     fpn = ("--sizes.anchors", "[8,16,32,64,128]", "--precise-bn", 0) if head == "fpn" else ()
     given = (*TINY, "--data", coco, *COCO, "--mask", "true", "--head", head, *fpn, "--pretrained", encoder)
     assert call("transfer/detect.py", *given, "--iterations", 2, "--out", out, "--visualize", 3) == 0
-    told = summary(out)
+    told = figures(out)
     assert {"AP50", "AP", "AP75", "mask_AP50", "mask_AP", "mask_AP75"} <= told.keys()
     assert told["test_images"] == 5
     assert len(list((out / "detections").glob("*.png"))) == 3
@@ -134,7 +131,7 @@ def test_masks_are_trained_tested_and_drawn(call: Call, coco: Path, tmp_path: Pa
 def test_debug_tries_everything_in_two_steps(call: Call, voc: Path, tmp_path: Path) -> None:
     given = ("--recipe", "shapes-voc", "--data", voc, *RANDOM, "--debug", "--hide-progress", "--sizes.region_batch", 8)
     assert call("transfer/detect.py", *given, "--out", tmp_path / "run") == 0
-    assert summary(tmp_path / "run-debug")["step"] == 2
+    assert figures(tmp_path / "run-debug")["step"] == 2
     assert (tmp_path / "run-debug/detections.png").exists()
 
 
