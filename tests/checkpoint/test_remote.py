@@ -1,11 +1,11 @@
 """Checkpoints in an object store, which knows neither folders nor renaming: whole or passed over, whenever cut off."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -210,7 +210,10 @@ def test_a_url_that_fsspec_does_not_know_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "s3fs", None)  # as if it were not installed
+    def refuse(url: str) -> None:  # as fsspec does, which asks for the package once in a process
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", refuse)
     with pytest.raises(UserError, match=r"s3://bucket/run cannot be opened .*run `pip install s3fs`"):
         Checkpoints(tmp_path, Checkpoint(folder="s3://bucket/run"), runtime())
 
