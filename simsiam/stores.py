@@ -11,10 +11,10 @@ _PACKAGES = {
 
 
 def connect(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """A client of the store, and the folder of the URL in it. Options and credentials are the backend's own: its
-    environment and ~/.config/fsspec.
+    """A client of the store, and the folder of the URL in it.
 
-    Raises UserError where fsspec does not know the URL, or lacks the package for it.
+    Options and credentials are the backend's own: its environment and ~/.config/fsspec. Raises UserError where fsspec
+    does not know the URL, or lacks the package for it.
     """
     try:
         files, folder = fsspec.core.url_to_fs(url)

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,20 +20,15 @@ class Remote:
 
     def check_writable(self) -> None:
         """Raises UserError where nothing can be written there."""
-        try:
+        remedy = "see that it is there and that the credentials may write to it"
+        with _told_as(f"--checkpoint.folder {self.url} cannot be written", remedy):
             self._files.makedirs(self._root, exist_ok=True)
             self.write_text(".write-test", "")
             self._files.rm(f"{self._root}/.write-test")
-        except Exception as error:  # of any class, whatever the store
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise UserError(
-                f"--checkpoint.folder {self.url} cannot be written ({reason}); see that it is there and that the "
-                "credentials may write to it"
-            ) from None
 
     def names(self) -> list[str]:
         """Names of the checkpoints that were begun there, complete or not, in order."""
-        with self._read_from(self.url):
+        with _reading(self.url):
             self._files.invalidate_cache()
             try:
                 return sorted(Path(path).name for path in self._files.ls(self._root, detail=False))
@@ -52,7 +47,7 @@ class Remote:
         temporary = folder.with_name(f".{folder.name}.{uuid4().hex}.part")
         temporary.mkdir(parents=True)
         try:
-            with self._read_from(f"{self.url}/{name}"):
+            with _reading(f"{self.url}/{name}"):
                 for path in self._files.ls(f"{self._root}/{name}", detail=False):
                     self._files.get_file(path, str(temporary / Path(path).name))
             shutil.rmtree(folder, ignore_errors=True)
@@ -62,7 +57,7 @@ class Remote:
 
     def is_complete(self, name: str) -> bool:
         """Whether a checkpoint has its manifest there."""
-        with self._read_from(f"{self.url}/{name}"):
+        with _reading(f"{self.url}/{name}"):
             return self._files.exists(f"{self._root}/{name}/{NAME}")
 
     def copy(self, name: str, other: str) -> None:
@@ -83,11 +78,16 @@ class Remote:
         """Replaces a small file beside the checkpoints."""
         self._files.pipe_file(f"{self._root}/{name}", text.encode())
 
-    @contextmanager
-    def _read_from(self, url: str) -> Iterator[None]:
-        """Turns what a store raises, which may be of any class, into a UserError."""
-        try:
-            yield
-        except Exception as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise UserError(f"{url} cannot be read ({reason}); see whether it is there and may be read") from None
+
+def _reading(url: str) -> AbstractContextManager[None]:
+    return _told_as(f"{url} cannot be read", "see whether it is there and may be read")
+
+
+@contextmanager
+def _told_as(what: str, remedy: str) -> Iterator[None]:
+    """Turns what a store raises, which may be of any class, into a UserError."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{what} ({reason}); {remedy}") from None

@@ -33,13 +33,17 @@ class Accuracy:
 
     @property
     def mean_per_class(self) -> float:
-        """The mean over classes of the percent right of each, classes without an image left out."""
-        images = self.confusion.sum(1)
-        return 100 * (self.confusion.diagonal() / images)[images > 0].double().mean().item()
+        return mean_per_class(self.confusion)
 
     def __str__(self) -> str:
         left_out = f", {self.skipped} unreadable left out" if self.skipped else ""
         return f"top-1 {self.top1:.2f}%, top-5 {self.top5:.2f}% of {self.images:,} images{left_out}"
+
+
+def mean_per_class(confusion: Tensor) -> float:
+    """The mean over classes of the percent right of each, classes without an image left out, from counts (C, C)."""
+    images = confusion.sum(1)
+    return 100 * (confusion.diagonal() / images)[images > 0].double().mean().item()
 
 
 class Tally:

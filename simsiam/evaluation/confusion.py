@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from simsiam.evaluation.accuracy import mean_per_class
+
 _NAMED = 30  # classes whose names still find room beside the picture
 
 
@@ -33,8 +35,7 @@ def _draw(confusion: Tensor, classes: tuple[str, ...], path: Path) -> None:
     axes = figure.add_subplot()
     # The square root lets one confusion in a hundred be seen beside a diagonal near 100.
     shown = axes.imshow(percent.sqrt().numpy(), cmap="magma", vmin=0, vmax=10, interpolation="nearest")
-    right = percent.diagonal()[confusion.sum(1) > 0]
-    axes.set(xlabel="called", ylabel="is", title=f"{right.mean():.1f}% right, mean over classes")
+    axes.set(xlabel="called", ylabel="is", title=f"{mean_per_class(confusion):.1f}% right, mean over classes")
     if len(classes) <= _NAMED:
         axes.set_xticks(range(len(classes)), classes, rotation=90)
         axes.set_yticks(range(len(classes)), classes)

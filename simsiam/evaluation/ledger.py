@@ -144,8 +144,7 @@ def utc_now() -> str:
 def config_hash(settings: Job, without: Collection[str] = UNMEASURED) -> str:
     """SHA-256, in hex, of the settings that may change a result, or of all but `without`, as JSON with sorted keys.
 
-    A setting that a later version adds gives its runs another hash than those of this
-    version.
+    A setting that a later version adds gives its runs another hash than those of this version.
     """
     values = {key: value for key, value in asdict(settings).items() if key not in without}
     text = json.dumps(_canonical(values), sort_keys=True, separators=(",", ":"), default=str)

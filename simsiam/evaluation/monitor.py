@@ -56,6 +56,5 @@ class KnnMonitor:
         with torch.compiler.set_stance("force_eager") if settings.compile else nullcontext():
             return knn_accuracy(
                 encoder, self._train, self._val, settings.views, self._runtime, k=knn.k, temperature=knn.temperature,
-                centres=self._centres,
-                show_progress=not settings.hide_progress,
+                centres=self._centres, show_progress=not settings.hide_progress,
             )  # fmt: skip

@@ -3,10 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+
+from tests.run_files import figures
 
 Call = Callable[..., int]
 
@@ -31,15 +34,19 @@ def contrary(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+def chosen_cell(run: Path) -> dict[str, Any]:
+    (cell,) = (cell for cell in json.loads((run / "sweep.json").read_text()) if cell["chosen"])
+    return cell
+
+
 def test_linear_heads_are_compared_on_held_out_images(call: Call, contrary: Path, tmp_path: Path) -> None:
     sweep = ("--sweep", "lr=1,30", "--held-out", 20, "--epochs", 10)
     given = ("--recipe", "lincls-quickstart", "--data", contrary, *SMALL, *GIVEN, *sweep, "--out", tmp_path / "run")
     assert call("lincls.py", *given) == 0
-    cells = json.loads((tmp_path / "run/sweep.json").read_text())
-    (chosen,) = (cell for cell in cells if cell["chosen"])
+    chosen = chosen_cell(tmp_path / "run")
     assert chosen["held_out_top1"] > 90
     assert chosen["val_top1"] < 10
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    summary = figures(tmp_path / "run")
     assert (summary["train_images"], summary["val_images"], summary["top1"]) == (60, 20, chosen["val_top1"])
 
 
@@ -47,12 +54,11 @@ def test_fine_tuning_is_compared_on_held_out_images_and_ends_on_all(call: Call, 
     sweep = ("--sweep", "lr=0.1 head_lr=1,0.1", "--held-out", 20, "--epochs", 10)
     given = ("--recipe", "semisup-quickstart", "--data", contrary, *SMALL, *GIVEN, *sweep, "--out", tmp_path / "run")
     assert call("semisup.py", *given) == 0
-    cells = json.loads((tmp_path / "run/sweep.json").read_text())
-    (chosen,) = (cell for cell in cells if cell["chosen"])
-    assert chosen["held_out_top1"] > 90
-    for summary in (tmp_path / "run/sweep").glob("*/summary.json"):
-        of_cell = json.loads(summary.read_text())
+    assert chosen_cell(tmp_path / "run")["held_out_top1"] > 90
+    of_cells = [figures(folder) for folder in (tmp_path / "run/sweep").iterdir()]
+    assert len(of_cells) == 2
+    for of_cell in of_cells:
         assert (of_cell["train_images"], of_cell["val_images"]) == (60, 20)
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    summary = figures(tmp_path / "run")
     assert (summary["train_images"], summary["val_images"]) == (80, 20)
     assert summary["top1"] < 10
