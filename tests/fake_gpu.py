@@ -23,6 +23,24 @@ class Waits(RuntimeError):
     """The host would have waited for the GPU."""
 
 
+class Copies(RuntimeError):
+    """An activation would have been copied, or lie in another layout than its network's."""
+
+
+class NoCopies(TorchDispatchMode):
+    """Within, `Copies` is raised where a network on GPU moves what it has computed without computing."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype == torch.bfloat16 and result.dim() == 4:
+            name = func._schema.name
+            if name in ("aten::clone", "aten::cat", "aten::copy_", "aten::contiguous"):
+                raise Copies(f"{name} to {tuple(result.shape)}")
+            if name == "aten::convolution" and not result.is_contiguous(memory_format=torch.channels_last):
+                raise Copies(f"{name} to {tuple(result.shape)} with strides {result.stride()}")
+        return result
+
+
 class _NoWaits(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -62,6 +80,8 @@ def fake_gpu() -> Iterator[None]:
             patch("torch.cuda.is_bf16_supported", lambda **_: True),
             patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
             patch("torch.Generator", _NoGenerator),
+            # cuDNN, which would be asked, answers in the layout of what it is given.
+            patch("torch._C._conv_determine_backend_memory_format", _layout),
             patch.object(type(waiting), "counted", lambda *_: nullcontext()),
             patch.object(nn.Module, "to", _module_to),
             FakeTensorMode(allow_non_fake_inputs=True),
@@ -83,6 +103,11 @@ def without_waiting(parameters: Callable[[], list[nn.Parameter]]) -> Iterator[No
 
     with patch.object(Tensor, "backward", backward), _NoWaits():
         yield
+
+
+def _layout(images: Tensor, weight: Tensor, *_: Any) -> torch.memory_format:
+    channels_last = any(t.is_contiguous(memory_format=torch.channels_last) for t in (images, weight))
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _module_to(module: nn.Module, device: torch.device, memory_format: torch.memory_format | None = None) -> nn.Module:

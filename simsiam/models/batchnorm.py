@@ -42,6 +42,15 @@ class NormOfViews(nn.Module):
         mean, var = self.running_mean, self.running_var
         return self.after(nn.functional.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps))
 
+    @torch.no_grad()
+    def track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        """Moves the running statistics towards those of each view in turn: mean and biased variance (V, C)."""
+        unbiased = var * (count / (count - 1).clamp_min(1))
+        for view in range(self.views):
+            self.running_mean.lerp_(mean[view], self.momentum)
+            self.running_var.lerp_(unbiased[view], self.momentum)
+        self.num_batches_tracked.add_(self.views)
+
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, views={self.views}"
 
@@ -59,41 +68,42 @@ class ViewBatchNorm(NormOfViews):
             return self.evaluated(x)
         if x.shape[0] % self.views:
             raise ValueError(f"a batch of {x.shape[0]} is not {self.views} views of equal size")
-        normalise = fusible if torch.compiler.is_compiling() else _Normalise.apply
-        y, mean, var, count = normalise(x, self.weight, self.bias, self.views, self.eps)
+        y, mean, var, count = normalise(x, self.weight, self.bias, self.views, self.eps, world_size())
         if self.tracks:
-            self._track(mean, var, count)
+            self.track(mean, var, count)
         return self.after(y)
 
-    @torch.no_grad()
-    def _track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        unbiased = var * (count / (count - 1).clamp_min(1))
-        for view in range(self.views):
-            self.running_mean.lerp_(mean[view], self.momentum)
-            self.running_var.lerp_(unbiased[view], self.momentum)
-        self.num_batches_tracked.add_(self.views)
+
+def normalise(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, views: int, eps: float, ranks: int
+) -> tuple[Tensor, ...]:
+    """y of x (V * N, C, ...), and of each view mean (V, C), biased variance (V, C) and count, in float32.
+
+    `ranks` is how many hold images of a view: all or, at 1, this one alone. Gradients go through y.
+    """
+    return (fusible if torch.compiler.is_compiling() else _Normalise.apply)(x, weight, bias, views, eps, ranks)
 
 
 class _Normalise(torch.autograd.Function):
-    """x -> (y, mean (V, C), biased variance (V, C), count), the last three without gradient."""
+    """As `normalise`, of kernels that are fast by themselves."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, views: int, eps: float):
+    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, views: int, eps: float, ranks: int):
         x = _dense(x)
         folds = _folds(x, views)
         flat = _folded(x, folds)
         local = [_statistics(part, folds) for part in flat.chunk(views)]
         mean, var = torch.stack([m for m, _ in local]), torch.stack([v for _, v in local])
         count = mean.new_full((), x.numel() // x.shape[1] // views)  # new_tensor would wait for the GPU
-        if world_size() > 1:
-            mean, var, count = _combine(mean, var, count)
+        if ranks > 1:
+            mean, var, count = _combine(mean, var, count, ranks)
         invstd = (var + eps).rsqrt_()
         scale = invstd if weight is None else invstd * weight
         shift = -mean * scale if bias is None else bias - mean * scale
         y = torch.empty_like(x)
         _affine(flat, *_tiled(folds, scale, shift), out=_folded(y, folds))
         ctx.save_for_backward(x, weight, mean, invstd, count)
-        ctx.views, ctx.eps, ctx.folds = views, eps, folds
+        ctx.views, ctx.eps, ctx.folds, ctx.ranks = views, eps, folds, ranks
         ctx.mark_non_differentiable(mean, var, count)
         return y, mean, var, count
 
@@ -112,7 +122,7 @@ class _Normalise(torch.autograd.Function):
             sums[:, view] = torch.stack(of_view).view(2, folds, -1).sum(1)
         # DDP averages parameter gradients over ranks like any other, so they stay this rank's own.
         grad_weight, grad_bias = (None, None) if weight is None else sums.sum(1).unbind()
-        if world_size() > 1:
+        if ctx.ranks > 1:
             add_up(sums)
         # dx = w invstd (dy - mean(dy) - xhat mean(dy xhat)): coefficients of dy, x and 1, each per view and channel.
         of_dy = invstd if weight is None else invstd * weight
@@ -125,7 +135,7 @@ class _Normalise(torch.autograd.Function):
             _views(flat, of_x).addcmul_(_views(x, of_x), _channels(of_x, x))
         else:
             flat.add_(_affine(x, of_x, torch.zeros_like(of_x), out=torch.empty_like(x)))
-        return dx, grad_weight, grad_bias, None, None
+        return dx, grad_weight, grad_bias, None, None, None
 
 
 def _statistics(x: Tensor, folds: int) -> tuple[Tensor, Tensor]:
@@ -178,11 +188,11 @@ def _pool(means: Tensor, variances: Tensor, counts: Tensor) -> tuple[Tensor, Ten
     return mean, ((variances + (means - mean) ** 2) * counts).sum(0) / total
 
 
-def _combine(mean: Tensor, var: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _combine(mean: Tensor, var: Tensor, count: Tensor, ranks: int) -> tuple[Tensor, Tensor, Tensor]:
     """Statistics over all ranks from those of each, in one collective."""
     packed = torch.cat([mean.flatten(), var.flatten(), count.view(1)])
-    gathered = gather_equal(packed).view(world_size(), -1)
-    means, variances = (t.view(world_size(), *mean.shape) for t in gathered[:, :-1].chunk(2, dim=1))
+    gathered = gather_equal(packed).view(ranks, -1)
+    means, variances = (t.view(ranks, *mean.shape) for t in gathered[:, :-1].chunk(2, dim=1))
     counts = gathered[:, -1].view(-1, 1, 1)
     return *_pool(means, variances, counts), counts.sum()
 

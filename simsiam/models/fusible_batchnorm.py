@@ -8,7 +8,7 @@ the ranks is an operator of its own, so that no graph ends there.
 import torch
 from torch import Tensor
 
-from simsiam.distributed.collectives import sum_over_ranks, world_size
+from simsiam.distributed.collectives import sum_over_ranks
 
 
 @torch.library.custom_op("simsiam::sum_over_ranks", mutates_args=())
@@ -64,9 +64,11 @@ class Normalise(torch.autograd.Function):
         return dx.to(x.dtype), grad_weight, grad_bias, None, None
 
 
-def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, views: int, eps: float) -> tuple[Tensor, ...]:
-    """y of x (V * N, C, ...), mean (V, C), biased variance (V, C) and count; statistics in float32, over all ranks."""
-    y, *statistics = Normalise.apply(x.unflatten(0, (views, -1)), weight, bias, eps, world_size())
+def normalise(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, views: int, eps: float, ranks: int
+) -> tuple[Tensor, ...]:
+    """y of x (V * N, C, ...), mean (V, C), biased variance (V, C) and count; statistics in float32, over `ranks`."""
+    y, *statistics = Normalise.apply(x.unflatten(0, (views, -1)), weight, bias, eps, ranks)
     return y.flatten(0, 1), *statistics
 
 

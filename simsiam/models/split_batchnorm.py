@@ -2,12 +2,10 @@
 
 from functools import partial
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simsiam.distributed.collectives import share, world_size
-from simsiam.models.batchnorm import NormOfViews, replace_batchnorm
+from simsiam.models.batchnorm import NormOfViews, normalise, replace_batchnorm
 
 
 class SplitBatchNorm(NormOfViews):
@@ -32,19 +30,10 @@ class SplitBatchNorm(NormOfViews):
             raise ValueError(
                 f"a batch of {x.shape[0]} on {world_size()} ranks is not {self.views} views of {self.groups} groups"
             )
-        normalised = []
-        for view in x.chunk(self.views):
-            # At momentum 1 the kernel leaves a group's own statistics where the running ones would be.
-            stats = self.running_mean.new_zeros(2, here, self.num_features)
-            for group, mean, var in zip(view.chunk(here), *stats):
-                normalised.append(F.batch_norm(group, mean, var, self.weight, self.bias, True, 1.0, self.eps))
-            if self.tracks:
-                with torch.no_grad():
-                    self.running_mean.lerp_(stats[0].mean(0), self.momentum)
-                    self.running_var.lerp_(stats[1].mean(0), self.momentum)
+        y, mean, var, count = normalise(x, self.weight, self.bias, self.views * here, self.eps, ranks=1)
         if self.tracks:
-            self.num_batches_tracked.add_(self.views)
-        return self.after(torch.cat(normalised))
+            self.track(*(of_groups.unflatten(0, (self.views, here)).mean(1) for of_groups in (mean, var)), count)
+        return self.after(y)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, groups={self.groups}"

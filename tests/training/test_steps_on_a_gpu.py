@@ -1,4 +1,4 @@
-"""On a GPU no tensor of a step is left on the CPU, and no step makes the host wait; seen where there is no GPU."""
+"""A step on a GPU leaves no tensor on the CPU, copies no activation, makes no host wait; seen where there is none."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +26,7 @@ from simsiam.training.finite import FiniteGuard
 from simsiam.training.module import Trainable
 from simsiam.training.state import TrainState
 from simsiam.training.step import StepResult, train_step
-from tests.fake_gpu import GPU, Waits, fake_gpu, without_waiting
+from tests.fake_gpu import GPU, Copies, NoCopies, Waits, fake_gpu, without_waiting
 
 TEACHER = {"teacher": "random", "teacher_encoder": "resnet18"}
 
@@ -63,7 +63,7 @@ def step_twice(state: TrainState, *inputs: Tensor) -> StepResult:
 def step_method(name: str, precision: str = "bf16") -> StepResult:
     method = build_method({"name": name, **(TEACHER if "kd" in name else {})}, "resnet18")
     method.prepare(num_images=64, global_batch=8)
-    with fake_gpu():
+    with fake_gpu(), NoCopies():
         state = build(method, precision)
         samples = (torch.arange(8, device=GPU),) if method.takes_samples else ()
         small = (torch.randn(4, 8, 3, 32, 32, device=GPU),) if method.takes_small_views else ()
@@ -111,7 +111,7 @@ def test_an_update_by_lars() -> None:
 
 def test_the_backward_pass_of_batchnorm(four_ranks: None) -> None:
     class Saved:
-        views, eps, folds = 2, 1e-5, 1
+        views, eps, folds, ranks = 2, 1e-5, 1, 4
 
     with fake_gpu():
         x, grad = (torch.randn(8, 6, 4, 4, device=GPU).contiguous(memory_format=torch.channels_last) for _ in range(2))
@@ -158,6 +158,20 @@ class Fetches(SimSiam):
     def forward(self, *views: Tensor) -> Any:
         output = super().forward(*views)
         return output._replace(scalars={"size": output.projections.cpu().sum()})
+
+
+class Mislays(SimSiam):
+    """Has its images in another layout."""
+
+    def forward(self, *views: Tensor) -> Any:
+        self.encoder.layer1.register_forward_pre_hook(lambda _, given: (given[0].contiguous(),))
+        return super().forward(*views)
+
+
+def test_a_copy_is_noticed() -> None:
+    module = Mislays("resnet18")
+    with fake_gpu(), NoCopies(), pytest.raises(Copies, match="aten::clone to .8, 64, 16, 16."):
+        step_twice(build(module), torch.randn(2, 4, 3, 64, 64, device=GPU))
 
 
 @pytest.mark.parametrize(("method", "error"), [(Asks, Waits), (Forgets, RuntimeError), (Fetches, Waits)])
