@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from simsiam import load_encoder
+from simsiam.evaluation.monitor import KnnMonitor
 from simsiam.export.write import encoder_hash, write_encoder
 from simsiam.models.encoders import build_encoder
 from tests.faults.harness import state_at
@@ -210,6 +211,19 @@ def test_a_run_that_goes_wrong_names_its_last_good_checkpoint_and_goes_on_from_i
     assert (tmp_path / "completed").exists()
     assert not (tmp_path / "failed").exists()
     assert good.keys() == load_file(tmp_path / "encoder.safetensors").keys()
+
+
+def test_ctrl_c_before_the_first_step_is_no_failure(call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def pressed(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    run = ("pretrain.py", *TINY, "--knn-every", 1, "--max-steps", 1, "--out", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(KnnMonitor, "accuracy", pressed)
+        assert call(*run) == 130
+    assert (tmp_path / "preempted").exists()
+    assert call(*run) == 0
+    assert (tmp_path / "completed").exists()
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -36,7 +36,7 @@ class RunFolder:
 
     @contextmanager
     def opened(self, settings: Job, runtime: Runtime) -> Iterator["RunFolder"]:
-        """The folder made and locked; marked `failed` where a run that has begun ends by an exception.
+        """The folder made and locked; a run that has begun and ends by an exception is marked `failed`, or `preempted`.
 
         Raises UserError where it cannot be written, where another job is in it, where `--resume never` finds a run in
         it, and where the run that would go on began with other settings.
@@ -49,10 +49,11 @@ class RunFolder:
                 if runtime.is_main and self._lock.is_ours():
                     self.mark("preempted")
             raise
-        except BaseException:
+        except BaseException as error:
             with suppress(OSError):  # the folder may be what failed
                 if self._begun and self._lock.is_ours():
-                    self.mark("failed")
+                    # Ctrl-C before the first step and after the last one; between them it is heard in order.
+                    self.mark("preempted" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
         finally:
             if runtime.is_main:
