@@ -1,12 +1,12 @@
 """Training on 1, 2 and 4 ranks with a thread each: pairs/s, and what crosses the ranks, against a formula.
 
-    python benchmarks/scaling.py [--ranks 1,2,4] [--encoder resnet50] [--size 224] [--batch-size 8] [--rounds 3]
+    python benchmarks/scaling.py [--ranks 1,2,4] [--encoder resnet50] [--size 224] [--batch-size 8] [--gloo]
 
-gloo on one machine, as many images a rank whatever their number; by turns. More ranks than cores say nothing but that
-it works. A step has two collectives for each batch-norm and one for each bucket of gradients. Bytes are those that a
-rank hands to them: for each batch-norm of C channels and V views 4 (2 V C + 1) forward and 4 x 2 V C backward, and 4
-for each parameter. Beside several ranks stand as many processes that train alone at once: what cores, caches and memory
-of the machine give so many.
+On one machine, through its memory as a run on CPUs has it, or with --gloo by sockets; as many images a rank whatever
+their number; by turns. More ranks than cores say nothing but that it works. A step has two collectives for each
+batch-norm and one for each bucket of gradients. Bytes are those that a rank hands to them: for each batch-norm of C
+channels and V views 4 (2 V C + 1) forward and 4 x 2 V C backward, and 4 for each parameter. Beside several ranks stand
+as many processes that train alone at once: what cores, caches and memory of the machine give so many.
 """
 
 import argparse
@@ -24,6 +24,8 @@ import torch.distributed as dist
 
 from benchmarks.measure import Operations
 from benchmarks.report import Report, parser, ratios, spread
+from simsiam.distributed.collectives import meet_in
+from simsiam.distributed.host_memory import HostMemory
 from simsiam.distributed.runtime import Runtime
 from simsiam.distributed.threads import usable_cores
 from simsiam.methods.simsiam import SimSiam
@@ -51,6 +53,7 @@ def main() -> None:
     options.add_argument("--size", type=int, default=224, help="side of a view, pixels")
     options.add_argument("--batch-size", type=int, default=8, help="images of a rank")
     options.add_argument("--steps", type=int, default=2)
+    options.add_argument("--gloo", action="store_true", help="cross by gloo's sockets, as between hosts")
     arguments = options.parse_args()
     numbers = [int(number) for number in arguments.ranks.split(",")]
     rates: dict[int, list[float]] = {number: [] for number in numbers}
@@ -62,7 +65,8 @@ def main() -> None:
             rates[number].append(number * arguments.batch_size / seconds)
         for number, taken in alone.items():
             taken.append(number * arguments.batch_size / seconds_alone(number, arguments))
-    what = f"{arguments.encoder}, {arguments.batch_size} images of {arguments.size} pixels and a thread a rank, float32"
+    way = "gloo" if arguments.gloo else "shared memory"
+    what = f"{arguments.encoder}, {arguments.batch_size} images of {arguments.size} pixels and a thread a rank, {way}"
     with Report(f"Ranks: {what}", arguments, torch.device("cpu")) as report:
         rows = []
         for number in numbers:
@@ -93,6 +97,8 @@ def on_a_rank(arguments: argparse.Namespace) -> tuple[float, Crossing, Crossing]
     method, numbers = SimSiam(settings.encoder), derive(settings, ranks, 100 * settings.batch_size)
     state = build_state(method, settings, numbers, Runtime(rank, ranks, rank, torch.device("cpu")))
     views = torch.randn(2, arguments.batch_size, 3, arguments.size, arguments.size)
+    if ranks > 1 and not arguments.gloo:
+        meet_in(HostMemory.among(rank, ranks, dist.distributed_c10d._get_default_store()))
     taken = []
     for _ in range(_WARM + arguments.steps):
         if dist.is_initialized():
@@ -100,6 +106,7 @@ def on_a_rank(arguments: argparse.Namespace) -> tuple[float, Crossing, Crossing]
         began = time.perf_counter()
         train_step(state, [(views,)])
         taken.append(time.perf_counter() - began)
+    meet_in(None)  # what crosses is counted where the dispatcher sees it
     with Operations() as operations:
         train_step(state, [(views,)])
     expected = Crossing(0, 0)

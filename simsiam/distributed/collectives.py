@@ -1,15 +1,30 @@
-"""The few collectives outside a network's layers; each is the identity on one rank."""
+"""The few collectives of a run beside those of data parallelism; each is the identity on one rank."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from simsiam.distributed.host_memory import HostMemory
 from simsiam.distributed.waiting import waiting
 
 # Renamed in torch 2.14; the old name warns there, the new one is missing before.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 _FEW = 1 << 17  # numbers of all ranks together
+
+
+_host_memory: HostMemory | None = None  # beside the process group, which is one of a process as well
+
+
+def meet_in(memory: HostMemory | None) -> None:
+    """From now on what is on the CPU crosses the ranks there; with None by the process group."""
+    global _host_memory
+    _host_memory = memory
+
+
+def meets_in_memory(device: torch.device) -> bool:
+    """Whether what is on `device` crosses the ranks through the memory of their host."""
+    return _host_memory is not None and device.type == "cpu"
 
 
 def world_size() -> int:
@@ -24,7 +39,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     """The mean over ranks of a tensor of equal shape on each, without gradient."""
     if world_size() == 1:
         return value
-    return add_up(value.detach().clone()) / world_size()
+    return add_up(value.detach().clone(memory_format=torch.contiguous_format)) / world_size()
 
 
 @torch.no_grad()
@@ -40,15 +55,19 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     """The sum over ranks of a tensor of equal shape on each, without gradient."""
     if world_size() == 1:
         return value
-    return add_up(value.detach().clone())
+    return add_up(value.detach().clone(memory_format=torch.contiguous_format))
 
 
 def add_up(value: Tensor) -> Tensor:
-    """Makes a tensor the sum over ranks, in place; returns it.
+    """Makes a contiguous tensor the sum over ranks, in place; returns it.
 
     Gloo sends a few numbers round its ring in segments, many times to and fro; each rank's to all and a sum on each is
     the same sooner (256 numbers on two ranks: 0.2 ms and not 1.9).
     """
+    if meets_in_memory(value.device):
+        with waiting.counted(value.device):
+            _host_memory.add_up(value)
+        return value
     if not value.is_cuda and value.numel() * world_size() <= _FEW:
         return value.copy_(gather_equal(value.unsqueeze(0)).sum(0))
     with waiting.counted(value.device):
@@ -74,7 +93,10 @@ def gather_equal(rows: Tensor) -> Tensor:
     everyone = rows.new_empty(world_size() * rows.shape[0], *rows.shape[1:])
     rows = rows.detach().contiguous()
     with waiting.counted(rows.device):
-        _all_gather(everyone, rows)
+        if meets_in_memory(rows.device):
+            _host_memory.gather(everyone, rows)
+        else:
+            _all_gather(everyone, rows)
     return everyone
 
 

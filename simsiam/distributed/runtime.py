@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from simsiam.distributed.collectives import meet_in
+from simsiam.distributed.host_memory import HostMemory
 from simsiam.distributed.processes import end_with_parent, process_age
 from simsiam.distributed.store import fresh_store
 from simsiam.distributed.threads import usable_cores
@@ -114,8 +116,11 @@ def running(device: str, world_size: int = 0) -> Iterator[Runtime]:
             dist.init_process_group(
                 backend, store=store, rank=rank, world_size=world, timeout=_COLLECTIVE, device_id=device_id
             )
+            if not cuda and local_world == world:
+                meet_in(HostMemory.among(rank, world, store))
         yield runtime
         runtime.barrier()
+        meet_in(None)
         if store is not None:
             dist.destroy_process_group()
     except BaseException as error:

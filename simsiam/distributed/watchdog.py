@@ -26,7 +26,10 @@ EXIT_CODE = 4
 _CLOSED = "closed"
 _NONE = "-"  # what a key holds before it is written: the store waits for ever for one that does not exist
 # Code that waits for other ranks: collectives, the backward pass that calls them, and over NCCL a step's outcome.
-_WAITING = ("torch/distributed/", "torch/autograd/graph.py", "simsiam/distributed/agreement.py", "training/finite.py")
+_LOOKING = "simsiam/distributed/host_memory.py"  # goes round in a few lines while it waits
+_WAITING = (
+    "torch/distributed/", "torch/autograd/graph.py", "simsiam/distributed/agreement.py", "training/finite.py", _LOOKING,
+)  # fmt: skip
 
 
 class Beat(NamedTuple):
@@ -381,7 +384,10 @@ def _where(thread: int | None) -> tuple[bool, str]:
     frame = sys._current_frames().get(thread)
     if frame is None:
         return False, "its end"
-    place = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
+    shown = frame
+    while _LOOKING in shown.f_code.co_filename and shown.f_back:
+        shown = shown.f_back
+    place = f"{Path(shown.f_code.co_filename).name}:{shown.f_lineno} {shown.f_code.co_name}"
     while frame is not None:
         if any(part in frame.f_code.co_filename for part in _WAITING):
             return True, place

@@ -11,7 +11,7 @@ from torch.autograd import Variable
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from simsiam.distributed.collectives import gather_equal
+from simsiam.distributed.collectives import add_up, gather_equal, meets_in_memory, world_size
 from simsiam.distributed.waiting import Instant, instant, waiting
 
 _NEVER = 1 << 62
@@ -69,7 +69,13 @@ class OwnGradients:
 
     def _average(self, group: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         self.finite.logical_and_(bucket.buffer().isfinite().all())
-        average = bf16_compress_hook(group, bucket) if self._reduces_bf16 else allreduce_hook(group, bucket)
+        if self._reduces_bf16:
+            average = bf16_compress_hook(group, bucket)
+        elif meets_in_memory(bucket.buffer().device):
+            average = torch.futures.Future()
+            average.set_result(add_up(bucket.buffer().div_(world_size())))
+        else:
+            average = allreduce_hook(group, bucket)
         if bucket.is_last():
             _at_the_end_of_backward(partial(self._ask_again, instant(bucket.buffer().device)))
         return average

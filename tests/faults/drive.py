@@ -181,7 +181,7 @@ def arm() -> None:
         "worker": in_a_worker,
         "copy": lambda: before(manager.Staging, "copy"),
         "before rename": lambda: before(manager.os, "rename"),
-        "all-reduce": lambda: before(finite, "allreduce_hook"),
+        "all-reduce": lambda: before(finite, "add_up"),
         "write": lambda: before(manager.dcp.FileSystemWriter, "write_data"),
         "shard": lambda: before(manager.dcp, "save"),
         "after rename": lambda: after(manager.os, "rename"),
