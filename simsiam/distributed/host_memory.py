@@ -23,6 +23,7 @@ from torch import Tensor
 from simsiam.distributed.processes import process_status
 
 _SLOT = 1 << 20  # bytes that a rank writes between two meetings
+_MOST_RANKS = 8  # each reads the parts of all, where gloo's ring has each read two
 _LINE = 64  # bytes of a line of the cache: what one rank writes is not in one that another does
 _FOLDER = Path("/dev/shm")  # where files are memory
 _LOOKS = 2000  # a tenth of a millisecond, before a rank offers its core to whoever wants it
@@ -50,6 +51,8 @@ class HostMemory:
     @classmethod
     def among(cls, rank: int, world_size: int, store: dist.Store) -> "HostMemory | None":
         """The memory of all ranks, which are on this host; None, on every rank, where there cannot be one."""
+        if world_size > _MOST_RANKS:
+            return None
         if rank == 0:
             store.set("host_memory", _make(_head(world_size) + 2 * world_size * _SLOT))
         path = store.get("host_memory").decode()

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from simsiam.distributed import host_memory
 from simsiam.distributed.collectives import add_up, gather_equal, meet_in, meets_in_memory, rank, world_size
 from simsiam.distributed.host_memory import HostMemory
+from simsiam.models.batchnorm import per_view_batchnorm
+from simsiam.training.finite import OwnGradients
 from tests.ranks import run_ranks
 
 SLOT = 1 << 20
@@ -43,6 +45,30 @@ def test_it_gives_what_gloo_gives(ranks: int, numbers: int, dtype: torch.dtype) 
     for by_gloo, in_memory in run_ranks(ranks, both_ways, rows):
         for expected, found in zip(by_gloo, in_memory):
             assert torch.equal(found, expected)
+
+
+def gradients_both_ways() -> list[list[Tensor]]:
+    """Of data parallelism, averaged by gloo and in memory; a rank's images are its own."""
+    found = []
+    for memory in (None, opened()):
+        meet_in(memory)
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 600, bias=False))
+        parallel = nn.parallel.DistributedDataParallel(per_view_batchnorm(network, 1), bucket_cap_mb=0.1)
+        own = OwnGradients(parallel, CPU)
+        parallel(torch.randn(4, 3, 8, 8) + rank()).square().mean().backward()
+        assert own.finite
+        found.append([parameter.grad.clone() for parameter in network.parameters()])
+    meet_in(None)
+    return found
+
+
+def test_gradients_are_those_of_gloo() -> None:
+    (by_gloo, in_memory), (_, on_the_other) = run_ranks(2, gradients_both_ways)
+    for expected, found, other in zip(by_gloo, in_memory, on_the_other, strict=True):
+        assert torch.equal(found, expected)
+        assert torch.equal(found, other)
+        assert found.any()
 
 
 def many_meetings() -> int:
@@ -97,6 +123,10 @@ def elsewhere() -> bool:
 
 def test_a_processor_that_reorders_writes_has_none() -> None:
     assert run_ranks(2, elsewhere) == [True, True]
+
+
+def test_many_ranks_have_none() -> None:
+    assert HostMemory.among(0, 9, dist.HashStore()) is None
 
 
 def one_goes(folder: Path) -> None:
