@@ -26,10 +26,7 @@ EXIT_CODE = 4
 _CLOSED = "closed"
 _NONE = "-"  # what a key holds before it is written: the store waits for ever for one that does not exist
 # Code that waits for other ranks: collectives, the backward pass that calls them, and over NCCL a step's outcome.
-_LOOKING = "simsiam/distributed/host_memory.py"  # goes round in a few lines while it waits
-_WAITING = (
-    "torch/distributed/", "torch/autograd/graph.py", "simsiam/distributed/agreement.py", "training/finite.py", _LOOKING,
-)  # fmt: skip
+_WAITING = ("torch/distributed/", "simsiam/distributed/", "torch/autograd/graph.py", "training/finite.py")
 
 
 class Beat(NamedTuple):
@@ -153,8 +150,6 @@ class Watchdog:
                     self._path.parent.rmdir()  # when it is empty
             self._file = None
 
-    # This process
-
     def _stand_aside(self, number: int, frame: FrameType | None) -> None:
         """Ctrl-Z, or Slurm that suspends the job: the alarm of `_watch` would go off as soon as the process goes on."""
         if os.getpid() == self._pid:  # and no loader's process, which has none
@@ -224,8 +219,6 @@ class Watchdog:
             return self._path.open("a")
         except OSError:
             return sys.__stderr__
-
-    # The others
 
     def _talk(self) -> None:
         for number in count(1):  # quick at first: who stands still within a second must have been heard of
@@ -382,12 +375,11 @@ def _gap(interval: float) -> float:
 def _where(thread: int | None) -> tuple[bool, str]:
     """Whether a thread is in a collective, and the line where it is."""
     frame = sys._current_frames().get(thread)
+    while frame is not None and "simsiam/distributed/host_memory.py" in frame.f_code.co_filename:
+        frame = frame.f_back  # a rank that waits there goes round in a few lines
     if frame is None:
         return False, "its end"
-    shown = frame
-    while _LOOKING in shown.f_code.co_filename and shown.f_back:
-        shown = shown.f_back
-    place = f"{Path(shown.f_code.co_filename).name}:{shown.f_lineno} {shown.f_code.co_name}"
+    place = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
     while frame is not None:
         if any(part in frame.f_code.co_filename for part in _WAITING):
             return True, place

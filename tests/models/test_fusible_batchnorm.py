@@ -50,7 +50,7 @@ def test_compiled_it_has_its_gradient_in_any_type(dtype: torch.dtype) -> None:
     weighting, answers = torch.randn(16, 6, 5, 5).to(dtype), []
     for function in (normalise, torch.compile(normalise, backend="aot_eager", fullgraph=True)):
         given = [value.clone().requires_grad_() for value in inputs]
-        y = function(*given, 2, 1e-5)[0]
+        y = function(*given, 2, 1e-5, 1)[0]
         y.backward(weighting)
         answers.append([y.detach(), *(value.grad for value in given)])
     torch.testing.assert_close(answers[1], answers[0])
@@ -70,7 +70,7 @@ def test_it_is_the_other_one(affine: bool, dtype: torch.dtype) -> None:
     by_hand = x.detach().clone().requires_grad_()
     weighting = torch.cos(torch.arange(x.numel()).float()).view_as(x).to(dtype)
     y = norm(x)
-    z = normalise(by_hand, norm.weight, norm.bias, 2, norm.eps)[0]
+    z = normalise(by_hand, norm.weight, norm.bias, 2, norm.eps, 1)[0]
     y.backward(weighting)
     z.backward(weighting)
     error = 1e-2 if dtype == torch.bfloat16 else 1e-5
