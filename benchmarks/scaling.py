@@ -65,8 +65,8 @@ def main() -> None:
             rates[number].append(number * arguments.batch_size / seconds)
         for number, taken in alone.items():
             taken.append(number * arguments.batch_size / seconds_alone(number, arguments))
-    way = "gloo" if arguments.gloo else "shared memory"
-    what = f"{arguments.encoder}, {arguments.batch_size} images of {arguments.size} pixels and a thread a rank, {way}"
+    each = f"{arguments.batch_size} images of {arguments.size} pixels and a thread a rank"
+    what = f"{arguments.encoder}, {each}, float32, over {'gloo' if arguments.gloo else 'shared memory'}"
     with Report(f"Ranks: {what}", arguments, torch.device("cpu")) as report:
         rows = []
         for number in numbers:

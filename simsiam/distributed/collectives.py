@@ -64,14 +64,14 @@ def add_up(value: Tensor) -> Tensor:
     Gloo sends a few numbers round its ring in segments, many times to and fro; each rank's to all and a sum on each is
     the same sooner (256 numbers on two ranks: 0.2 ms and not 1.9).
     """
-    if meets_in_memory(value.device):
-        with waiting.counted(value.device):
-            _host_memory.add_up(value)
-        return value
-    if not value.is_cuda and value.numel() * world_size() <= _FEW:
+    in_memory = meets_in_memory(value.device)
+    if not (in_memory or value.is_cuda) and value.numel() * world_size() <= _FEW:
         return value.copy_(gather_equal(value.unsqueeze(0)).sum(0))
     with waiting.counted(value.device):
-        dist.all_reduce(value)
+        if in_memory:
+            _host_memory.add_up(value)
+        else:
+            dist.all_reduce(value)
     return value
 
 
