@@ -33,7 +33,10 @@ def main() -> None:
 
     folder = RunFolder(settings.out)
     opened = (lambda *_: nullcontext()) if settings.evaluate_only else folder.opened
-    with running(settings.device, settings.world_size) as runtime, opened(settings, runtime):
+    with (
+        running(settings.device, settings.world_size, deterministic=settings.deterministic) as runtime,
+        opened(settings, runtime),
+    ):
         lincls(settings, cells, runtime, folder)
 
 

@@ -29,7 +29,10 @@ def main() -> None:
     from simsiam.run.folder import RunFolder
 
     folder = RunFolder(settings.out)
-    with running(settings.device, settings.world_size) as runtime, folder.opened(settings, runtime):
+    with (
+        running(settings.device, settings.world_size, deterministic=settings.deterministic) as runtime,
+        folder.opened(settings, runtime),
+    ):
         pretrain(settings, runtime, folder)
 
 

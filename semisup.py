@@ -45,7 +45,10 @@ def run(settings: FineTune) -> None:
 
     folder = RunFolder(settings.out)
     opened = (lambda *_: nullcontext()) if settings.evaluate_only else folder.opened
-    with running(settings.device, settings.world_size) as runtime, opened(settings, runtime):
+    with (
+        running(settings.device, settings.world_size, deterministic=settings.deterministic) as runtime,
+        opened(settings, runtime),
+    ):
         semisup(settings, cells, runtime, folder)
 
 

@@ -70,7 +70,7 @@ def run_linear(settings: Linear) -> None:
 
     cells = sweep_cells(settings.sweep, ("lr",))
     folder, sweep = RunFolder(settings.out), RunFolder(f"{settings.out}/sweep")
-    with running(settings.device, settings.world_size) as runtime:
+    with running(settings.device, settings.world_size, deterministic=settings.deterministic) as runtime:
         if settings.evaluate_only:
             lincls(replace(settings, sweep=""), [], runtime, folder)
             return

@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from simsiam.distributed.collectives import meet_in
 from simsiam.distributed.host_memory import HostMemory
+from simsiam.distributed.kernels import choose_kernels
 from simsiam.distributed.processes import end_with_parent, process_age
 from simsiam.distributed.store import fresh_store
 from simsiam.distributed.threads import usable_cores
@@ -81,11 +82,14 @@ class Runtime:
 
 
 @contextmanager
-def running(device: str, world_size: int = 0) -> Iterator[Runtime]:
+def running(
+    device: str, world_size: int = 0, *, deterministic: bool = False, shapes_vary: bool = False
+) -> Iterator[Runtime]:
     """The process group of this run, from torchrun's variables; plain `python` is one rank.
 
     `world_size` is how many ranks there must be, 0 any number. Each rank looks for itself: one that a slow clock has
     left alone would find itself in agreement. Raises UserError then, and PeersLost where other ranks end or go away.
+    The last two say what kernels a GPU is to compute with: see `choose_kernels`.
 
     At the end the ranks meet and the group is destroyed: without that, three clean runs in four abort on exit. After an
     exception they do not meet: the process says what it has to say and ends, whatever its group still waits for.
@@ -97,6 +101,7 @@ def running(device: str, world_size: int = 0) -> Iterator[Runtime]:
     where = choose_device(device, local)
     cuda = where.type == "cuda"
     if cuda:
+        choose_kernels(deterministic=deterministic, shapes_vary=shapes_vary)
         torch.cuda.set_device(where)
         torch.backends.cuda.matmul.allow_tf32 = False  # crops and neighbours are products in float32, whole ones
     else:

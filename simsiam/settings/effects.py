@@ -7,7 +7,7 @@ FREE = frozenset((
     # How it is computed. Order and views come from (seed, epoch, sample) in every loader; what is left is rounding,
     # which the facts of run/changes.py speak of. `precision` is not here: another choice of it is meant to change
     # arithmetic.
-    "workers", "loader", "dali", "device", "compile", "cuda_graphs", "recompute",
+    "workers", "loader", "dali", "device", "compile", "cuda_graphs", "recompute", "deterministic",
     # When it begins, stops and is saved: the schedule is one of epochs or iterations, and max_steps cuts it off.
     "resume", "max_steps", "max_wall_time", "hang_timeout", "checkpoint",
     # What is checked before it begins. The number of ranks is a fact there.

@@ -43,7 +43,7 @@ def build_state(
     optimizer, schedules = build_optimizer(
         module.parameter_groups(), settings.optim, numbers.peak_lr, settings.epochs, numbers.steps_per_epoch, rates
     )
-    model = data_parallel(module, runtime, static_graph=settings.accumulate == 1)
+    model = data_parallel(module, runtime, static_graph=settings.accumulate == 1, fixed_buckets=settings.deterministic)
     precision = Precision(settings.precision, runtime.device)
     return TrainState(
         module, model, optimizer, schedules, precision, numbers.steps_per_epoch, numbers.total_steps,
@@ -51,10 +51,13 @@ def build_state(
     )  # fmt: skip
 
 
-def data_parallel(module: nn.Module, runtime: Runtime, *, static_graph: bool) -> nn.Module:
+def data_parallel(module: nn.Module, runtime: Runtime, *, static_graph: bool, fixed_buckets: bool = False) -> nn.Module:
     """The module as it is on one rank, else wrapped so that gradients are averaged over the ranks.
 
-    `static_graph`: each backward pass goes through the same layers, and is followed by a step.
+    `static_graph`: each backward pass goes through the same layers, and is followed by a step. `fixed_buckets`:
+    gradients cross in the same pieces from the first step on. DDP makes them anew after it, in the order in which
+    gradients came, and where in a piece a number lies decides in which order more than two ranks' are added: a run that
+    goes on from a checkpoint would differ from an undisturbed one by that.
     """
     if runtime.world_size == 1:
         return module
@@ -64,5 +67,6 @@ def data_parallel(module: nn.Module, runtime: Runtime, *, static_graph: bool) ->
         # Batch-norm statistics are the same on all ranks already: they are made from all ranks' images.
         **{_SYNC_BUFFERS: False},
         gradient_as_bucket_view=True,
-        static_graph=static_graph,
+        static_graph=static_graph and not fixed_buckets,
+        find_unused_parameters=fixed_buckets,  # DDP keeps its pieces with this alone
     )
