@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What needs a GPU, on one, in under eight minutes: the step by the bound, layouts, torch.compile, DALI, optimisers, kNN,
-# other projects' loops, and a run on CIFAR-10 for the time that is left. Ends with one table of the ratios.
+# What needs a GPU, on one, in under eight minutes: the step by the bound, layouts, torch.compile, DALI, batch-norm,
+# optimisers, kNN, other projects' loops, and a run on CIFAR-10 for the time that is left. Ends with one table of the ratios.
 #
 #     benchmarks/gpu.sh [OUT]            writes OUT/gpu.md and OUT/*.log; OUT is build/gpu by default
 #
@@ -40,6 +40,7 @@ bench() {
 
 network=(--encoder resnet50 --size 224 --batch-size 256 --precision bf16 --workers 8)
 small=(--encoder cifar_resnet18 --size 32 --batch-size 32 --precision bf16)
+layer=(--channels 64 --size 112 --batch-size 128 --precision bf16)
 features=(--encoder resnet50 --size 224 --bank 8192 --queries 1024 --precision bf16)
 peers=(--encoder cifar_resnet18 --batch-size 256 --workers 4)
 recipe=(--recipe cifar10-r18 --workers 8)
@@ -47,6 +48,7 @@ rounds=3
 if [[ -n ${TINY:-} ]]; then
     network=(--encoder resnet18 --size 32 --batch-size 4 --precision fp32 --workers 1 --steps 1)
     small=(--encoder resnet8 --size 32 --batch-size 4 --precision fp32 --steps 1)
+    layer=(--channels 8 --size 8 --batch-size 4)
     features=(--encoder resnet8 --size 32 --bank 64 --queries 16)
     peers=(--encoder resnet8 --batch-size 8 --workers 1 --dim 32 --hidden 32 --bottleneck 8 --steps 1 --ahead 1)
     recipe=(--recipe quickstart --workers 0 --log-every 5 --batch-size 64)
@@ -61,6 +63,7 @@ command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,c
 bench 120 step step.py "${network[@]}" "${photographs[@]}" --against nchw --rounds "$rounds"
 bench 110 compiled step.py "${network[@]}" --compile --against eager --no-real --rounds "$rounds"
 bench 60 graphs step.py "${small[@]}" --compile --against graphs,eager --no-real --rounds "$rounds"
+bench 30 batchnorm batchnorm.py "${layer[@]}" --rounds "$rounds"
 bench 40 optim optim.py --encoder resnet50 --rounds "$rounds"
 bench 60 knn knn.py "${features[@]}" --rounds "$rounds"
 bench 70 peers peers.py "${peers[@]}" "${images[@]}" --rounds "$rounds"

@@ -83,6 +83,7 @@ def fake_gpu() -> Iterator[None]:
             # cuDNN, which would be asked, answers in the layout of what it is given.
             patch("torch._C._conv_determine_backend_memory_format", _layout),
             patch.object(type(waiting), "counted", lambda *_: nullcontext()),
+            patch("simsiam.models.batchnorm._gpu_affine", lambda: _affine),
             patch.object(nn.Module, "to", _module_to),
             FakeTensorMode(allow_non_fake_inputs=True),
         ):
@@ -103,6 +104,18 @@ def without_waiting(parameters: Callable[[], list[nn.Parameter]]) -> Iterator[No
 
     with patch.object(Tensor, "backward", backward), _NoWaits():
         yield
+
+
+def _affine(out: Tensor, x: Tensor, scale: Tensor, shift: Tensor, z: Tensor | None, of_z: Tensor | None) -> None:
+    """What simsiam/models/gpu_affine.py takes for granted."""
+    activations, coefficients = (
+        (t for t in (out, x, z) if t is not None),
+        (t for t in (scale, shift, of_z) if t is not None),
+    )
+    layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+    assert all(t.shape == x.shape and t.is_contiguous(memory_format=layout) for t in activations)
+    assert all(t.shape == scale.shape and t.is_contiguous() and t.dtype == torch.float32 for t in coefficients)
+    assert {t.device for t in (out, x, scale, shift)} == {GPU}
 
 
 def _layout(images: Tensor, weight: Tensor, *_: Any) -> torch.memory_format:

@@ -108,6 +108,13 @@ def test_knn_runs(bench: Callable) -> None:
     assert list(ratios) == ["features of all, over the forward pass", "kNN, with its features, over the forward pass"]
 
 
+def test_batchnorm_alone_runs(bench: Callable) -> None:
+    sizes = ("--channels", 8, "--size", 8, "--batch-size", 2, "--rounds", 1)
+    text, ratios = bench("batchnorm", *sizes, "--precision", "fp32", "--device", "cpu")
+    assert list(ratios) == ["batch-norm's time over: torch's, once a view"]
+    assert "| ours |" in text
+
+
 @pytest.mark.parametrize("script", ["resident", "heads"])
 def test_the_others_run(script: str, call: Callable, capsys: pytest.CaptureFixture) -> None:
     more = ("--size", 32, "--classes", 10) if script == "heads" else ()

@@ -8,6 +8,7 @@ written on ATen's per-channel kernels, which exist for both.
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -130,11 +131,7 @@ class _Normalise(torch.autograd.Function):
         of_1 = -of_dy * sums[1] / count - of_x * mean
         of_dy, of_x, of_1 = _tiled(folds, of_dy, of_x, of_1)
         dx = torch.empty_like(like)
-        flat = _affine(grad, of_dy, of_1, out=_folded(dx, folds))
-        if _fuses(x):
-            _views(flat, of_x).addcmul_(_views(x, of_x), _channels(of_x, x))
-        else:
-            flat.add_(_affine(x, of_x, torch.zeros_like(of_x), out=torch.empty_like(x)))
+        _affine(grad, of_dy, of_1, _folded(dx, folds), x, of_x)
         return dx, grad_weight, grad_bias, None, None, None
 
 
@@ -210,10 +207,17 @@ def _like(grad: Tensor, x: Tensor) -> Tensor:
     return grad.contiguous(memory_format=layout)
 
 
-def _affine(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> Tensor:
-    """x (V * N, C, ...) times scale plus shift, both float32 (V, C), computed in float32 and rounded once."""
+def _affine(
+    x: Tensor, scale: Tensor, shift: Tensor, out: Tensor, z: Tensor | None = None, of_z: Tensor | None = None
+) -> Tensor:
+    """x (V * N, C, ...) times scale plus shift, and z times of_z where there is one; coefficients float32 (V, C)."""
+    if _passes_once(x, scale):
+        _gpu_affine()(out, x, scale, shift, z, of_z)
+        return out
     if _fuses(x):
         torch.addcmul(_channels(shift, x), _views(x, scale), _channels(scale, x), out=_views(out, scale))
+        if z is not None:
+            _views(out, of_z).addcmul_(_views(z, of_z), _channels(of_z, z))
         return out
     zero, one, unused = torch.zeros_like(scale[0]), torch.ones_like(scale[0]), torch.empty_like(scale[0])
     for part, target, s, t in zip(x.chunk(len(scale)), out.chunk(len(scale)), scale, shift):
@@ -221,7 +225,32 @@ def _affine(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> Tensor:
         aten.native_batch_norm.out(
             part, s, t, zero, one, False, 0.0, 0.0, out=target, save_mean=unused, save_invstd=unused
         )
+    if z is not None:
+        out.add_(_affine(z, of_z, torch.zeros_like(of_z), out=torch.empty_like(z)))
     return out
+
+
+def _passes_once(x: Tensor, per_view: Tensor) -> bool:
+    """Whether there is a kernel for it that reads each number once, and writes the result once."""
+    fits = x.dtype in (torch.bfloat16, torch.float16, torch.float32) and x.numel() // len(per_view) < 1 << 31
+    return x.is_cuda and fits and _rows_of_channels(x) and _gpu_affine() is not None
+
+
+@functools.cache
+def _gpu_affine() -> Callable[..., None] | None:
+    try:
+        from simsiam.models.gpu_affine import affine, try_out
+
+        try_out()
+    except Exception as error:  # no Triton, no C compiler, no room for its files, a GPU that it does not know
+        reason = " ".join(str(error).split())[:300]
+        warnings.warn(
+            f"Triton makes no kernels here ({type(error).__name__}: {reason}), so batch-norm takes torch's own, which "
+            "are slower; it needs a C compiler, and a folder to write to in $TRITON_CACHE_DIR (default ~/.triton)",
+            stacklevel=2,
+        )
+        return None
+    return affine
 
 
 def _fuses(x: Tensor) -> bool:
