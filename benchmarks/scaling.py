@@ -26,7 +26,7 @@ from benchmarks.measure import Operations
 from benchmarks.report import Report, parser, ratios, spread
 from simsiam.distributed.collectives import meet_in
 from simsiam.distributed.host_memory import HostMemory
-from simsiam.distributed.runtime import Runtime
+from simsiam.distributed.runtime import Runtime, keep_freed_memory
 from simsiam.distributed.threads import usable_cores
 from simsiam.methods.simsiam import SimSiam
 from simsiam.models.batchnorm import ViewBatchNorm
@@ -88,6 +88,7 @@ def main() -> None:
 
 def on_a_rank(arguments: argparse.Namespace) -> tuple[float, Crossing, Crossing]:
     """Median seconds of a step on one rank, what crosses in one, and what the formula says."""
+    keep_freed_memory()  # as every run does
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     settings = Pretrain(
         encoder=arguments.encoder, batch_size=ranks * arguments.batch_size, epochs=100, precision="fp32",

@@ -80,7 +80,13 @@ class HostMemory:
         """Makes a contiguous tensor the sum over ranks, added in rank order on each, in place."""
         mine = value.view(-1)
         for start, slots in self._exchanges(mine):
-            torch.sum(slots, 0, dtype=slots.dtype, out=mine[start : start + slots.shape[1]])
+            total = mine[start : start + slots.shape[1]]
+            if slots.itemsize < 4:  # added up in float32 and rounded once
+                torch.sum(slots, 0, dtype=slots.dtype, out=total)
+                continue
+            torch.add(slots[0], slots[1], out=total)  # twice as fast as a sum of two rows
+            for part in slots[2:]:
+                total.add_(part)
 
     def _exchanges(self, mine: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Where each piece of flat `mine` begins, and all ranks' (W, n), good until the next one is asked for."""
