@@ -18,7 +18,8 @@ from simsiam.distributed.collectives import add_up, gather_equal, world_size
 from simsiam.models.fusible_batchnorm import normalise as fusible
 
 aten = torch.ops.aten
-_IN_A_ROW, _WORTH_A_ROW = 1024, 128  # numbers that a CPU kernel may add up one by one, and should
+# What CPU kernels are quick and exact with: numbers in a row, and rows, of which they add up each column one by one.
+_IN_A_ROW, _MOST_ROWS, _LEAST_ROWS = 1024, 1024, 128
 
 
 class NormOfViews(nn.Module):
@@ -104,7 +105,7 @@ class _Normalise(torch.autograd.Function):
         y = torch.empty_like(x)
         _affine(flat, *_tiled(folds, scale, shift), out=_folded(y, folds))
         ctx.save_for_backward(x, weight, mean, invstd, count)
-        ctx.views, ctx.eps, ctx.folds, ctx.ranks = views, eps, folds, ranks
+        ctx.views, ctx.folds, ctx.ranks = views, folds, ranks
         ctx.mark_non_differentiable(mean, var, count)
         return y, mean, var, count
 
@@ -113,14 +114,10 @@ class _Normalise(torch.autograd.Function):
         like, weight, mean, invstd, count = ctx.saved_tensors
         views, folds = ctx.views, ctx.folds
         x, grad = _folded(like, folds), _folded(_like(grad, like), folds)
-        # The native kernel as a reduction: its weight gradient is sum(dy xhat), its bias gradient sum(dy).
-        ones, sums = mean.new_ones(x.shape[1]), mean.new_empty(2, *mean.shape)
         means, invstds = _tiled(folds, mean, invstd)
+        sums = mean.new_empty(2, *mean.shape)
         for view, (part, dy) in enumerate(zip(x.chunk(views), grad.chunk(views))):
-            _, *of_view = aten.native_batch_norm_backward(
-                dy, part, ones, None, None, means[view], invstds[view], True, ctx.eps, [False, True, True]
-            )
-            sums[:, view] = torch.stack(of_view).view(2, folds, -1).sum(1)
+            sums[:, view] = _sums(dy, part, means[view], invstds[view], folds).view(2, -1, mean.shape[1]).sum(1)
         # DDP averages parameter gradients over ranks like any other, so they stay this rank's own.
         grad_weight, grad_bias = (None, None) if weight is None else sums.sum(1).unbind()
         if ctx.ranks > 1:
@@ -139,43 +136,66 @@ def _statistics(x: Tensor, folds: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (C,) of x (N, folds * C, ...), at least in float32."""
     # The kernel answers in the type of the running statistics it is given, and at momentum 0 leaves them alone.
     scratch = x.new_zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
-    mean, var = torch.batch_norm_update_stats(x, scratch, scratch, 0.0)
-    if folds == 1:
-        return mean, var
-    return _pool(mean.view(folds, -1), var.view(folds, -1), mean.new_ones(folds, 1))
+    pieces = _pieces(x, folds)
+    found = [torch.batch_norm_update_stats(piece, scratch, scratch, 0.0) for piece in pieces]
+    if len(found) == 1 and folds <= 1:
+        return found[0]
+    if len(found) == 1:
+        mean, var = (statistic.view(folds, -1) for statistic in found[0])
+        return _pool(mean, var, mean.new_ones(folds, 1))
+    means, variances = (torch.cat(of_pieces).view(len(found) * folds, -1) for of_pieces in zip(*found))
+    counts = [len(piece) for piece in pieces for _ in range(folds)]
+    return _pool(means, variances, means.new_tensor(counts).unsqueeze(1))
+
+
+def _sums(dy: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, folds: int) -> Tensor:
+    """Sums (2, folds * C) of dy xhat and of dy, both (N, folds * C, ...), in the type of the statistics."""
+    # The native kernel as a reduction: its weight gradient is the first, its bias gradient the second.
+    ones, only = torch.ones_like(mean), [False, True, True]
+    found = [
+        torch.stack(aten.native_batch_norm_backward(dy, piece, ones, None, None, mean, invstd, True, 0.0, only)[1:])
+        for piece, dy in zip(_pieces(x, folds), _pieces(dy, folds))
+    ]
+    return found[0] if len(found) == 1 else torch.stack(found).sum(0)
 
 
 def _folds(x: Tensor, views: int) -> int:
-    """How many rows of channels to take for one.
+    """How many rows of channels to take for one; 0 where the kernels want no rows.
 
     The CPU kernels go through an image whose channels lie side by side row by row, and add up each channel one by one.
     Over 65,000 numbers that costs two digits (measured: variance off by 1e-5, gradients of a small ResNet by 1e-3),
-    over 1,024 nothing that float32 would not; and with few channels a row is short. So neighbouring rows are taken for
-    one long row of more channels, of which the statistics are pooled: exact, and ten times as fast on 16 channels. The
-    kernels for other layouts add up in double precision, those of GPUs in a tree.
+    over 1,024 nothing that float32 would not, so they get so many rows at a time, and the statistics are pooled. With
+    few channels a row is short: then neighbouring rows are taken for one of more channels, ten times as fast on 16
+    channels; but a row's sums should stay in the nearest cache. The kernels for other layouts add up in double
+    precision, those of GPUs in a tree.
     """
     if x.is_cuda or not _rows_of_channels(x):
-        return 1
-    return _divisor(x.numel() // x.shape[1] // views)
+        return 0
+    return _divisor(x.numel() // x.shape[1] // views, x.shape[1])
 
 
 @functools.cache
-def _divisor(numbers: int) -> int:
-    """Of `numbers`, so that few enough come in a row, but not so few that the rows take more time than they save."""
-    least, most = -(-numbers // _IN_A_ROW), numbers // _WORTH_A_ROW
-    return next(folds for folds in (*range(least, most + 1), *range(least, 0, -1)) if numbers % folds == 0)
+def _divisor(numbers: int, channels: int) -> int:
+    """Of the `numbers` of a channel: so that rows are long, and not so few that they take more time than they save."""
+    most = min(_IN_A_ROW // channels, numbers // _LEAST_ROWS)
+    return next((folds for folds in range(most, 1, -1) if numbers % folds == 0), 1)
 
 
 def _folded(x: Tensor, folds: int) -> Tensor:
-    """x (N, C, ...) as it lies in memory, as (..., folds * C); itself where there is nothing to fold."""
-    if folds == 1:
+    """x (N, C, ...) as it lies in memory, as (..., folds * C); itself where there are no folds."""
+    if folds == 0:
         return x
     return (x if x.dim() == 2 else x.permute(0, 2, 3, 1)).view(-1, folds * x.shape[1])
 
 
+def _pieces(part: Tensor, folds: int) -> tuple[Tensor, ...]:
+    """What is folded in pieces of no more rows than a kernel should add up; else the whole."""
+    return part.chunk(-(-len(part) // _MOST_ROWS)) if folds else (part,)
+
+
 def _tiled(folds: int, *per_view: Tensor) -> tuple[Tensor, ...]:
     """Each (V, C) as (V, folds * C), for what is folded."""
-    return per_view if folds == 1 else torch.stack(per_view).repeat(1, 1, folds).unbind()
+    return per_view if folds <= 1 else torch.stack(per_view).repeat(1, 1, folds).unbind()
 
 
 def _pool(means: Tensor, variances: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -68,7 +68,7 @@ class OwnGradients:
         self.finite.fill_(True)
 
     def _average(self, group: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-        # NaN is least and greatest of all. Asking each number would write two answers for it (on a CPU 13 times as long).
+        # A NaN is both. Asking each number for itself writes several answers a number: on a CPU 13 times as long.
         least, greatest = bucket.buffer().aminmax()
         self.finite.logical_and_(least.isfinite() & greatest.isfinite())
         if self._reduces_bf16:
