@@ -15,7 +15,7 @@ export PET_NNODES=${PET_NNODES:-${#hosts[@]}} PET_MASTER_ADDR=${hosts[0]#*@}
 export PET_MASTER_PORT=${PET_MASTER_PORT:-$((10000 + RANDOM % 20000))} PET_RDZV_ID=${PET_RDZV_ID:-$(date +%s)-$RANDOM}
 
 # What goes along to the machines, quoted for their shell.
-mapfile -t names < <(compgen -e | grep -E '^(PATH|DATA|LOG|SIMSIAM_CACHE|(PET|NCCL|TORCH_NCCL|GLOO|CUDA|OMP)_.*)$')
+mapfile -t names < <(compgen -e | grep -E '^(PATH|DATA|LOG|SIMSIAM_CACHE|TRITON_CACHE_DIR|(PET|NCCL|TORCH_NCCL|GLOO|CUDA|OMP)_.*)$')
 environment=''
 for name in "${names[@]}"; do
     printf -v word ' %q' "$name=${!name}"
