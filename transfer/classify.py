@@ -99,7 +99,7 @@ def run_few_shot(settings: FewShot) -> None:
     idle = [key for key, value in asdict(settings).items() if key not in FEW_SHOT and value != plain[key]]
     if idle and not settings.debug:
         raise UserError(f"few-shot trains no network, so it has no use for {', '.join(idle)}; leave that out")
-    with running(settings.device, settings.world_size) as runtime:
+    with running(settings.device, settings.world_size, by_trial=False) as runtime:
         few_shots(settings, runtime)
 
 

@@ -33,7 +33,7 @@ def main() -> None:
     from simsiam.distributed.runtime import running
     from simsiam.run.folder import RunFolder
 
-    with running(settings.device, settings.world_size, shapes_vary=True) as runtime:
+    with running(settings.device, settings.world_size, by_trial=False) as runtime:
         run(settings, runtime, RunFolder(settings.out))
 
 

@@ -176,9 +176,11 @@ def measure(method: Method, settings: Pretrain, images: int, runtime: Runtime, s
         return time.perf_counter() - began
 
     held = []
-    for size in (images // 2, images):  # in this order, for the most that was held never shrinks
-        for _ in range(2):
-            step(size)
+    for size in (images // 2, images):  # in this order, for the most that a process held never shrinks
+        step(size)
+        if runtime.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # cuDNN's trials held more, which they do without where there is less
+        step(size)
         held.append(memory_bytes(runtime.device))
     return Measured(images, median(step(images) for _ in range(steps)), held[1], held[0])
 

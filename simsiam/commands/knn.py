@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     from simsiam.distributed.runtime import running
     from simsiam.run.folder import make_writable
 
-    with running(arguments.device) as runtime:
+    with running(arguments.device, by_trial=False) as runtime:
         folder = Path(arguments.out) if arguments.out is not None else None
         if folder is not None:
             runtime.on_main(lambda: make_writable(folder))

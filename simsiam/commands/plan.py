@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     from simsiam.commands.forecast import plan
     from simsiam.distributed.runtime import running
 
-    with running(settings.device) as runtime:
+    with running(settings.device, deterministic=settings.deterministic) as runtime:
         for title, text in plan(
             settings, arguments.gpus, arguments.link, arguments.steps, runtime, has_data=bool(arguments.data)
         ):

@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     views = _views(classifier.about, file)
     images = open_images(Path(arguments.images))
     encoder = _open_encoder(arguments.encoder, classifier, file)
-    with running(arguments.device) as runtime, writing(arguments.out) as out:
+    with running(arguments.device, by_trial=False) as runtime, writing(arguments.out) as out:
         precision = Precision(arguments.precision, runtime.device)
         torch.backends.cudnn.allow_tf32 = False  # fp32 gives the same digits everywhere
         encoder, head = encoder.to(runtime.device), classifier.head.to(runtime.device)

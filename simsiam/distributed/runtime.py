@@ -83,7 +83,7 @@ class Runtime:
 
 @contextmanager
 def running(
-    device: str, world_size: int = 0, *, deterministic: bool = False, shapes_vary: bool = False
+    device: str, world_size: int = 0, *, deterministic: bool = False, by_trial: bool = True
 ) -> Iterator[Runtime]:
     """The process group of this run, from torchrun's variables; plain `python` is one rank.
 
@@ -101,7 +101,7 @@ def running(
     where = choose_device(device, local)
     cuda = where.type == "cuda"
     if cuda:
-        choose_kernels(deterministic=deterministic, shapes_vary=shapes_vary)
+        choose_kernels(deterministic=deterministic, by_trial=by_trial)
         torch.cuda.set_device(where)
         torch.backends.cuda.matmul.allow_tf32 = False  # crops and neighbours are products in float32, whole ones
     else:

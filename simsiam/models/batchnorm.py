@@ -266,7 +266,7 @@ def _gpu_affine() -> Callable[..., None] | None:
         reason = " ".join(str(error).split())[:300]
         warnings.warn(
             f"Triton makes no kernels here ({type(error).__name__}: {reason}), so batch-norm takes torch's own, which "
-            "are slower; it needs a C compiler, and a folder to write to in $TRITON_CACHE_DIR (default ~/.triton)",
+            "are slower; it needs a C compiler, Python.h, and a place to write in, $TRITON_CACHE_DIR (or ~/.triton)",
             stacklevel=2,
         )
         return None

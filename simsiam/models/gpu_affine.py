@@ -50,6 +50,9 @@ def affine(out: Tensor, x: Tensor, scale: Tensor, shift: Tensor, z: Tensor | Non
 
 
 def try_out() -> None:
-    """Makes a kernel and runs it on the GPU; raises what Triton raises where it cannot, as without a C compiler."""
-    x, one = torch.ones(2, 16, device="cuda"), torch.ones(1, 16, device="cuda")
-    affine(torch.empty_like(x), x, one, one, None, None)
+    """Makes each kind of kernel and runs it on the GPU; raises what Triton raises where it cannot make one."""
+    one = torch.ones(1, 16, device="cuda")
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        x = torch.ones(2, 16, device="cuda", dtype=dtype)
+        affine(torch.empty_like(x), x, one, one, None, None)
+        affine(torch.empty_like(x), x, one, one, x, one)

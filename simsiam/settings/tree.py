@@ -232,7 +232,7 @@ class Run(Job):
     """Download a built-in dataset that is not on disk."""
     deterministic: bool = False
     """The same run twice gives the same bits on GPUs too, and a resumed one those of an undisturbed one, at some cost
-    in speed; CPU ranks of one host do so without it."""
+    in speed; two CPU ranks, or up to eight of one Linux host with x86-64, do so without it."""
     reduce_dtype: Literal["fp32", "bf16"] = "fp32"
     """What ranks average gradients in; bf16 halves their bytes, for a slow network: ranks then step as on rounded
     gradients, no longer as one rank on the whole batch to 1e-5."""

@@ -25,7 +25,7 @@ class Moment(NamedTuple):
 
 
 class Trainable(nn.Module):
-    """Base of what `train_step` moves. Calling it returns an object with `loss`, a float32 scalar."""
+    """Base of what `train_step` moves. Calling it returns a named tuple or dataclass with `loss`, a float32 scalar."""
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Trained parameters by group, which are rates and decay of their own."""

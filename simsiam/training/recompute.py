@@ -14,8 +14,9 @@ from simsiam.models.blocks import residual_blocks
 def recompute_blocks(module: nn.Module) -> None:
     """Has each residual block of `module` keep its input alone between forward and backward.
 
-    Loss, gradients and batch-norm's running statistics stay the same to the bit. Call it on a network that is not
-    copied any more. Raises UserError where there is no residual block.
+    Loss, gradients and batch-norm's running statistics stay the same: on a CPU to the bit, on a GPU if the same kernels
+    are chosen the second time, as with `--deterministic`. Call it on a network that is not copied any more. Raises
+    UserError where there is no residual block.
     """
     blocks = residual_blocks(module)
     if not blocks:

@@ -18,23 +18,23 @@ from simsiam.errors import UserError
 LOOK = """
 import json, os, torch
 from simsiam.distributed.kernels import choose_kernels
-choose_kernels(deterministic={deterministic}, shapes_vary={shapes_vary})
+choose_kernels(deterministic={deterministic}, by_trial={by_trial})
 variables = [os.environ.get("CUBLAS_WORKSPACE_CONFIG"), os.environ.get("NCCL_ALGO")]
 print(json.dumps([torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled(), *variables]))
 """
 
 
 @pytest.mark.parametrize(
-    ("deterministic", "shapes_vary", "expected"),
+    ("deterministic", "by_trial", "expected"),
     [
-        (False, False, [True, False, None, None]),
-        (False, True, [False, False, None, None]),
-        (True, False, [False, True, ":4096:8", "Ring"]),
+        (False, True, [True, False, None, None]),
+        (False, False, [False, False, None, None]),
+        (True, True, [False, True, ":4096:8", "Ring"]),
     ],
 )
-def test_the_fastest_or_those_that_repeat_themselves(deterministic: bool, shapes_vary: bool, expected: list) -> None:
+def test_the_fastest_or_those_that_repeat_themselves(deterministic: bool, by_trial: bool, expected: list) -> None:
     clean = {k: v for k, v in os.environ.items() if k not in ("CUBLAS_WORKSPACE_CONFIG", "NCCL_ALGO")}
-    look = LOOK.format(deterministic=deterministic, shapes_vary=shapes_vary)
+    look = LOOK.format(deterministic=deterministic, by_trial=by_trial)
     done = subprocess.run([sys.executable, "-c", look], env=clean, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == expected
     assert not done.stderr
@@ -47,7 +47,7 @@ def test_variables_that_are_set_stay_and_an_operation_without_such_a_kernel_is_a
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
     try:
-        choose_kernels(deterministic=True, shapes_vary=False)
+        choose_kernels(deterministic=True, by_trial=True)
         assert torch.is_deterministic_algorithms_warn_only_enabled()
         assert torch.empty(8).isfinite().all() or not torch.utils.deterministic.fill_uninitialized_memory
     finally:
@@ -66,7 +66,7 @@ def test_a_run_on_a_gpu_asks_for_them(monkeypatch: pytest.MonkeyPatch, determini
     with runtime.running("auto", deterministic=deterministic):
         pass
     torch.backends.cuda.matmul.allow_tf32 = tf32
-    assert asked == [{"deterministic": deterministic, "shapes_vary": False}]
+    assert asked == [{"deterministic": deterministic, "by_trial": True}]
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,14 @@ def test_a_run_on_a_gpu_asks_for_them(monkeypatch: pytest.MonkeyPatch, determini
             {"deterministic": True},
         ),
         (
+            "transfer.classify",
+            ["--protocol", "few-shot", "--pretrained", "random", "--encoder", "resnet8"],
+            {"by_trial": False},
+        ),
+        (
             "transfer.detect",
             ["--recipe", "shapes-voc", "--pretrained", "random", "--encoder", "resnet18"],
-            {"shapes_vary": True},
+            {"by_trial": False},
         ),
     ],
 )
