@@ -84,6 +84,7 @@ def fake_gpu() -> Iterator[None]:
             patch("torch._C._conv_determine_backend_memory_format", _layout),
             patch.object(type(waiting), "counted", lambda *_: nullcontext()),
             patch("simsiam.models.batchnorm._gpu_affine", lambda: _affine),
+            patch("simsiam.data.augment._gpu_views", lambda: None),
             patch.object(nn.Module, "to", _module_to),
             FakeTensorMode(allow_non_fake_inputs=True),
         ):

@@ -1,5 +1,7 @@
 """uint8 crops -> normalised float views: jitter, gray, blur, solarize, flip as one batched op on the training device.
 
+On a GPU simsiam/data/gpu_augment.py does the same in a few passes, where Triton makes kernels; here is what it does.
+
 Definitions are torchvision's on float images (ColorJitter in random order, HSV hue, contrast around the image's own
 mean gray, clamping after each operation, solarization from 0.5 up). The blur is a true Gaussian, cut at 4 standard
 deviations of the widest among the views, with the edge pixel repeated; PIL's GaussianBlur in the official recipe is
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from simsiam.data.crops import Crops
 from simsiam.data.views import BRIGHTNESS, CONTRAST, HUE, SATURATION, Colour, colours_of_views
 from simsiam.distributed.threads import one_thread
+from simsiam.gpu_kernels import gpu_kernels
 from simsiam.settings.tree import Views
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
@@ -59,7 +62,10 @@ class Augment(nn.Module):
         recipes = self._recipes(epoch)[first : first + num_views] if self._recipes else [self.views] * num_views
         colour = colours_of_views(recipes, self.seed, epoch, samples, first)
         reach = math.ceil(4 * max(recipe.blur_sigma[1] for recipe in recipes))
-        crops = crops.to(self.mean.device).reshape(-1, side, side, 3).permute(0, 3, 1, 2)
+        crops = crops.to(self.mean.device).reshape(-1, side, side, 3)
+        if crops.is_cuda and (make_views := _gpu_views()) is not None:
+            return make_views(crops, colour, reach, self.mean, self.std).view(num_views, n, 3, side, side)
+        crops = crops.permute(0, 3, 1, 2)
         out = torch.empty(crops.shape, device=crops.device, memory_format=torch.channels_last)
         at_once = len(crops) if crops.is_cuda else max(1, _CACHE_VALUES // (3 * side * side))
         # On more threads than one, each operation waits at its end for cores that the loader's workers have: with two
@@ -87,6 +93,11 @@ class Augment(nn.Module):
     def normalise(self, images: Tensor) -> Tensor:
         """float (N, 3, H, W) in 0..1 -> normalised, channels_last."""
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+
+def _gpu_views() -> Callable[..., Tensor] | None:
+    kernels = gpu_kernels("simsiam.data.gpu_augment")
+    return kernels and kernels.make_views
 
 
 def apply_colour(images: Tensor, colour: Colour, reach: int) -> Tensor:

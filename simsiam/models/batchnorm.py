@@ -8,13 +8,13 @@ written on ATen's per-channel kernels, which exist for both.
 """
 
 import functools
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from simsiam.distributed.collectives import add_up, gather_equal, world_size
+from simsiam.gpu_kernels import gpu_kernels
 from simsiam.models.fusible_batchnorm import normalise as fusible
 
 aten = torch.ops.aten
@@ -256,21 +256,9 @@ def _passes_once(x: Tensor, per_view: Tensor) -> bool:
     return x.is_cuda and fits and _rows_of_channels(x) and _gpu_affine() is not None
 
 
-@functools.cache
 def _gpu_affine() -> Callable[..., None] | None:
-    try:
-        from simsiam.models.gpu_affine import affine, try_out
-
-        try_out()
-    except Exception as error:  # no Triton, no C compiler, no room for its files, a GPU that it does not know
-        reason = " ".join(str(error).split())[:300]
-        warnings.warn(
-            f"Triton makes no kernels here ({type(error).__name__}: {reason}), so batch-norm takes torch's own, which "
-            "are slower; it needs a C compiler, Python.h, and a place to write in, $TRITON_CACHE_DIR (or ~/.triton)",
-            stacklevel=2,
-        )
-        return None
-    return affine
+    kernels = gpu_kernels("simsiam.models.gpu_affine")
+    return kernels and kernels.affine
 
 
 def _fuses(x: Tensor) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from simsiam.gpu_kernels import gpu_kernels
 from simsiam.models import batchnorm
 from simsiam.models.batchnorm import ViewBatchNorm
 
@@ -24,13 +25,14 @@ def test_one_pass_gives_what_several_do(way: str) -> None:
     assert done.stdout == "equal\n", done.stderr
 
 
-def test_where_triton_makes_no_kernels_torchs_are_taken_with_a_warning() -> None:
-    batchnorm._gpu_affine.cache_clear()
+@pytest.mark.parametrize("module", ["simsiam.models.gpu_affine", "simsiam.data.gpu_augment"])
+def test_where_triton_makes_no_kernels_torchs_are_taken_with_a_warning(module: str) -> None:
+    gpu_kernels.cache_clear()
     try:
-        with pytest.warns(UserWarning, match="Triton makes no kernels here"):  # no GPU, no driver
-            assert batchnorm._gpu_affine() is None
+        with pytest.warns(UserWarning, match=f"Triton makes no kernels here .*, so {module} gives way"):  # no GPU
+            assert gpu_kernels(module) is None
     finally:
-        batchnorm._gpu_affine.cache_clear()
+        gpu_kernels.cache_clear()
 
 
 def test_cpus_and_float64_do_not_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
