@@ -71,7 +71,7 @@ def _pixels(crops, at, inside):
     return red, green, blue
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels"])
 def _mean_gray(means, crops, told, pixels, PIXELS: tl.constexpr):
     """Of each image, after what comes before its contrast."""
     image = tl.program_id(0)
@@ -106,7 +106,7 @@ def _finished(out, red, green, blue, of, image, pixel, inside, side, mean, std):
     tl.store(at + 2, (blue - tl.load(mean + 2)) / tl.load(std + 2), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["side"])
 def _coloured(out, sharp, crops, told, means, side, mean, std, PIXELS: tl.constexpr):
     """Jitter and grayscale; then the rest, or where a blur follows into a slot of `sharp`."""
     image = tl.program_id(0)
@@ -133,7 +133,7 @@ def _coloured(out, sharp, crops, told, means, side, mean, std, PIXELS: tl.conste
         _finished(out, red, green, blue, of, image, pixel, inside, side, mean, std)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["side", "reach"])
 def _blurred(
     out, sharp, told, blurred, side, mean, std, reach, ACROSS: tl.constexpr, PIXELS: tl.constexpr
 ):  # fmt: skip
@@ -185,7 +185,9 @@ def make_views(crops: Tensor, colour: Colour, reach: int, mean: Tensor, std: Ten
     told, images = (_pinned(array).to(device, non_blocking=True) for array in (_told(colour, blurred), blurred))
     crops, mean, std = crops.contiguous(), mean.flatten(), std.flatten()
     out = torch.empty((n, 3, side, side), device=device, memory_format=torch.channels_last)
-    sharp, half = (torch.empty((max(1, len(blurred)), side, side, 3), device=device) for _ in range(2))
+    # Room for an eighth of all more or less, and not for each number of them: the allocator can give the same again.
+    slots = -(-len(blurred) // max(1, n // 8)) * max(1, n // 8)
+    sharp, half = (torch.empty((slots, side, side, 3), device=device) for _ in range(2))
     means = torch.empty(n, device=device)
     blocks = triton.cdiv(side * side, _PIXELS)
     _mean_gray[(n,)](means, crops, told, side * side, _PIXELS)

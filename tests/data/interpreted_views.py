@@ -19,7 +19,8 @@ def apart(colour: Colour, side: int, seed: int = 0) -> float:
     """The largest difference of a normalised value, on images of all hues with black, white and pure colours."""
     n = len(colour.gray)
     crops = np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), np.uint8)
-    crops[:, 0, :8] = [[red, green, blue] for red in (0, 255) for green in (0, 255) for blue in (0, 255)]
+    corners = [[red, green, blue] for red in (0, 255) for green in (0, 255) for blue in (0, 255)]
+    crops[:, 0, :8] = corners[:side]
     mean, std = torch.tensor(EVERYTHING.mean), torch.tensor(EVERYTHING.std)
     images = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
     expected = (apply_colour(images, colour, REACH) - mean.view(3, 1, 1)) / std.view(3, 1, 1)
@@ -27,6 +28,12 @@ def apart(colour: Colour, side: int, seed: int = 0) -> float:
     assert found.shape == expected.shape
     assert found.is_contiguous(memory_format=torch.channels_last)
     return (found - expected).abs().max().item()
+
+
+def of_several_recipes() -> None:
+    recipes = [replace(EVERYTHING, blur=1.0), replace(EVERYTHING, blur=0.1, flip=1.0), replace(EVERYTHING, jitter=0.0)]
+    assert apart(colours_of_views(recipes, 0, 3, np.arange(5), 0), 6) < 1e-5  # smaller than a blur reaches
+    assert apart(drawn(3, blur=0.0), 2) < 1e-5
 
 
 def drawn(n: int, **settings: Any) -> Colour:

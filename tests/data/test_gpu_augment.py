@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("what", ["of_everything", "of_each_by_itself"])
+@pytest.mark.parametrize("what", ["of_everything", "of_each_by_itself", "of_several_recipes"])
 def test_views_are_those_of_the_operations(what: str) -> None:
     program = f"from tests.data.interpreted_views import {what}; {what}(); print('equal')"
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

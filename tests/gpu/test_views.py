@@ -23,3 +23,14 @@ def test_views_are_those_of_a_cpu(monkeypatch: pytest.MonkeyPatch, side: int, ow
     crops = torch.randint(0, 256, (2, 32, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = augment(crops, np.arange(32), 0)
     torch.testing.assert_close(augment.cuda()(crops, np.arange(32), 0).cpu(), expected, rtol=0, atol=1e-3)
+
+
+def test_the_host_does_not_wait_for_views() -> None:
+    augment = Augment(Views(size=96), 0).cuda()
+    crops = torch.zeros((2, 32, 96, 96, 3), dtype=torch.uint8, device="cuda")
+    augment(crops, np.arange(32), 0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        augment(crops, np.arange(32, 64), 0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
