@@ -109,14 +109,16 @@ def without_waiting(parameters: Callable[[], list[nn.Parameter]]) -> Iterator[No
 
 def _affine(out: Tensor, x: Tensor, scale: Tensor, shift: Tensor, z: Tensor | None, of_z: Tensor | None) -> None:
     """What simsiam/models/gpu_affine.py takes for granted."""
-    activations, coefficients = (
-        (t for t in (out, x, z) if t is not None),
-        (t for t in (scale, shift, of_z) if t is not None),
-    )
     layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
-    assert all(t.shape == x.shape and t.is_contiguous(memory_format=layout) for t in activations)
-    assert all(t.shape == scale.shape and t.is_contiguous() and t.dtype == torch.float32 for t in coefficients)
-    assert {t.device for t in (out, x, scale, shift)} == {GPU}
+    for activation in (out, x) if z is None else (out, x, z):
+        assert activation.device == GPU
+        assert activation.shape == x.shape
+        assert activation.is_contiguous(memory_format=layout)
+    for coefficient in (scale, shift) if of_z is None else (scale, shift, of_z):
+        assert coefficient.device == GPU
+        assert coefficient.shape == scale.shape
+        assert coefficient.is_contiguous()
+        assert coefficient.dtype == torch.float32
 
 
 def _layout(images: Tensor, weight: Tensor, *_: Any) -> torch.memory_format:

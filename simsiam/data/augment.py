@@ -25,7 +25,7 @@ from simsiam.distributed.threads import one_thread
 from simsiam.gpu_kernels import gpu_kernels
 from simsiam.settings.tree import Views
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
 _CACHE_VALUES = 1 << 18
 """Numbers that a CPU works on at a time: one megabyte stays in its cache from one operation to the next. On two cores
 and at 224 pixels this makes the whole twice as fast as one pass of each operation over the batch."""
@@ -146,7 +146,7 @@ def _per_image(amount: Tensor) -> Tensor:
 
 def _luma(images: Tensor) -> Tensor:
     red, green, blue = images.unbind(1)
-    return (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2]).unsqueeze(1)
+    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).unsqueeze(1)
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:

@@ -11,10 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from simsiam.data.augment import LUMA
 from simsiam.data.views import BRIGHTNESS, CONTRAST, SATURATION, Colour
 
 _PIXELS = 1024  # of a block
 _BRIGHTNESS, _CONTRAST, _SATURATION = (tl.constexpr(number) for number in (BRIGHTNESS, CONTRAST, SATURATION))
+_OF_RED, _OF_GREEN, _OF_BLUE = (tl.constexpr(part) for part in LUMA)
 # The columns of what is told of an image: four operations in their order and their amounts, where contrast comes, and:
 _AMOUNT, _CONTRAST_AT, _GRAY, _SIGMA, _SOLARIZE, _FLIP, _SLOT, _TOLD = (
     tl.constexpr(n) for n in (4, 8, 9, 10, 11, 12, 13, 14)
@@ -28,7 +30,7 @@ def _clamped(x):
 
 @triton.jit
 def _luma(red, green, blue):
-    return red * 0.299 + green * 0.587 + blue * 0.114
+    return red * _OF_RED + green * _OF_GREEN + blue * _OF_BLUE
 
 
 @triton.jit
@@ -71,6 +73,13 @@ def _pixels(crops, at, inside):
     return red, green, blue
 
 
+@triton.jit
+def _store(out, at, red, green, blue, inside):
+    tl.store(out + at, red, mask=inside)
+    tl.store(out + at + 1, green, mask=inside)
+    tl.store(out + at + 2, blue, mask=inside)
+
+
 @triton.jit(do_not_specialize=["pixels"])
 def _mean_gray(means, crops, told, pixels, PIXELS: tl.constexpr):
     """Of each image, after what comes before its contrast."""
@@ -100,10 +109,11 @@ def _finished(out, red, green, blue, of, image, pixel, inside, side, mean, std):
     column = pixel % side
     if tl.load(of + _FLIP) > 0:
         column = side - 1 - column
-    at = out + image.to(tl.int64) * side * side * 3 + (pixel // side * side + column) * 3
-    tl.store(at, (red - tl.load(mean)) / tl.load(std), mask=inside)
-    tl.store(at + 1, (green - tl.load(mean + 1)) / tl.load(std + 1), mask=inside)
-    tl.store(at + 2, (blue - tl.load(mean + 2)) / tl.load(std + 2), mask=inside)
+    red = (red - tl.load(mean)) / tl.load(std)
+    green = (green - tl.load(mean + 1)) / tl.load(std + 1)
+    blue = (blue - tl.load(mean + 2)) / tl.load(std + 2)
+    at = image.to(tl.int64) * side * side * 3 + (pixel // side * side + column) * 3
+    _store(out, at, red, green, blue, inside)
 
 
 @triton.jit(do_not_specialize=["side"])
@@ -125,10 +135,7 @@ def _coloured(out, sharp, crops, told, means, side, mean, std, PIXELS: tl.conste
         red, green, blue = gray, gray, gray
     slot = tl.load(of + _SLOT).to(tl.int32)
     if slot >= 0:
-        at = sharp + slot.to(tl.int64) * pixels * 3 + pixel * 3
-        tl.store(at, red, mask=inside)
-        tl.store(at + 1, green, mask=inside)
-        tl.store(at + 2, blue, mask=inside)
+        _store(sharp, slot.to(tl.int64) * pixels * 3 + pixel * 3, red, green, blue, inside)
     else:
         _finished(out, red, green, blue, of, image, pixel, inside, side, mean, std)
 
@@ -164,10 +171,7 @@ def _blurred(
     if ACROSS:
         _finished(out, red, green, blue, of, image, pixel, inside, side, mean, std)
     else:
-        to = out + slot.to(tl.int64) * pixels * 3 + pixel * 3
-        tl.store(to, red, mask=inside)
-        tl.store(to + 1, green, mask=inside)
-        tl.store(to + 2, blue, mask=inside)
+        _store(out, slot.to(tl.int64) * pixels * 3 + pixel * 3, red, green, blue, inside)
 
 
 def make_views(crops: Tensor, colour: Colour, reach: int, mean: Tensor, std: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from simsiam.distributed.collectives import meet_in
 from simsiam.distributed.host_memory import HostMemory
-from simsiam.distributed.kernels import choose_kernels
+from simsiam.distributed.kernel_choice import choose_kernels
 from simsiam.distributed.processes import end_with_parent, process_age
 from simsiam.distributed.store import fresh_store
 from simsiam.distributed.threads import usable_cores

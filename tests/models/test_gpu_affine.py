@@ -1,38 +1,17 @@
-"""The kernel of batch-norm on GPUs, by Triton's interpreter: what it computes is seen on a CPU, its speed is not."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""The kernel of batch-norm on GPUs gives what torch's operations give."""
 
 import pytest
 import torch
 
-from simsiam.gpu_kernels import gpu_kernels
 from simsiam.models import batchnorm
 from simsiam.models.batchnorm import ViewBatchNorm
-
-pytest.importorskip("triton")
-
-ROOT = Path(__file__).parents[2]
+from tests.triton_interpreter import interpreted
 
 
 @pytest.mark.parametrize("way", ["beside_float64", "in_batchnorm"])
 def test_one_pass_gives_what_several_do(way: str) -> None:
-    program = f"from tests.models.interpreted import {way}; {way}(); print('equal')"
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.stdout == "equal\n", done.stderr
-
-
-@pytest.mark.parametrize("module", ["simsiam.models.gpu_affine", "simsiam.data.gpu_augment"])
-def test_where_triton_makes_no_kernels_torchs_are_taken_with_a_warning(module: str) -> None:
-    gpu_kernels.cache_clear()
-    try:
-        with pytest.warns(UserWarning, match=f"Triton makes no kernels here .*, so {module} gives way"):  # no GPU
-            assert gpu_kernels(module) is None
-    finally:
-        gpu_kernels.cache_clear()
+    pytest.importorskip("triton")
+    interpreted("tests.models.interpreted_affine", way)
 
 
 def test_cpus_and_float64_do_not_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from simsiam.distributed import runtime
-from simsiam.distributed.kernels import choose_kernels
+from simsiam.distributed.kernel_choice import choose_kernels
 from simsiam.errors import UserError
 
 LOOK = """
 import json, os, torch
-from simsiam.distributed.kernels import choose_kernels
+from simsiam.distributed.kernel_choice import choose_kernels
 choose_kernels(deterministic={deterministic}, by_trial={by_trial})
 variables = [os.environ.get("CUBLAS_WORKSPACE_CONFIG"), os.environ.get("NCCL_ALGO")]
 print(json.dumps([torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled(), *variables]))
