@@ -67,9 +67,6 @@ def compare(name: str, loop: Callable, encoder: str, rounds: int, device: torch.
     plain = copy.deepcopy(ours)
     optim = Optim(name=name, lr=RATE, momentum=MOMENTUM, weight_decay=DECAY, trust_coefficient=TRUST)
     optimizer, _ = build_optimizer({"encoder": list(ours.parameters())}, optim, RATE, 1, 10)
-    for group in optimizer.param_groups:
-        if not optimizer.defaults.get("fused"):
-            group["foreach"] = True  # by default on GPUs alone
     parameters = list(plain.parameters())
     buffers = [torch.zeros_like(p) for p in parameters]
     for _ in range(3):

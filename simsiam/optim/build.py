@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from simsiam.optim.lars import Lars
 from simsiam.optim.schedule import Schedule
 from simsiam.settings.tree import Optim
 
@@ -35,8 +36,8 @@ def build_optimizer(
         schedule = replace(constant if held else moving, peak=(rates or {}).get(name, peak_lr))
         for suffix, members, plain in _by_dimension(parameters, optim.exclude_1d):
             group = {"params": members, "name": name + suffix, "weight_decay": 0.0 if plain else optim.weight_decay}
-            if optim.name == "lars":
-                group["always_adapt"] = not plain
+            if optim.name == "lars" and not plain:
+                group |= {"adapted_decay": optim.weight_decay, "weight_decay": 0.0}
             param_groups.append(group)
             schedules.append(schedule)
     if optim.name in ("adam", "adamw"):
@@ -44,14 +45,10 @@ def build_optimizer(
         optimizer = kind(param_groups, lr=peak_lr, betas=(optim.momentum, 0.999), fused=True)
         begin_moments(optimizer)
         return optimizer, schedules
-    common = {"lr": peak_lr, "momentum": optim.momentum}
     if optim.name == "lars":
-        from timm.optim import Lars  # costs a second, and most runs do not need it
-
-        # Without always_adapt timm's LARS is plain SGD wherever weight decay is 0, as in the linear protocol.
-        optimizer = Lars(param_groups, **common, trust_coeff=optim.trust_coefficient, trust_clip=False)
+        optimizer = Lars(param_groups, peak_lr, optim.momentum, optim.trust_coefficient)
     else:
-        optimizer = torch.optim.SGD(param_groups, **common, fused=True)
+        optimizer = torch.optim.SGD(param_groups, lr=peak_lr, momentum=optim.momentum, fused=True)
     if optim.momentum:
         begin_momentum(optimizer)
     return optimizer, schedules

@@ -59,7 +59,7 @@ class Optim:
     """The optimiser and its rate over time."""
 
     name: Literal["sgd", "lars", "adam", "adamw"] = "sgd"
-    """sgd; timm's LARS with adaptation always on (from batch 1024 up, and for linear classification); adam; adamw."""
+    """sgd; LARS (from batch 1024 up, and for linear classification); adam; adamw."""
     lr: float = 0.05
     """Base learning rate, for 256 images a step; the optimiser gets lr x batch_size / 256."""
     head_lr: float = 0.0

@@ -1,7 +1,6 @@
 """The training step: autocast, forward, backward, finite check, optimiser, moving averages.
 
-Nothing here waits for the device, but an optimiser without a fused kernel, such as LARS: whether loss and gradients are
-finite must be known before it updates.
+Nothing here waits for the device.
 """
 
 from collections.abc import Iterable
@@ -86,9 +85,7 @@ def _update(state: TrainState, finite: Tensor) -> None:
     if scaler.is_enabled():
         scaler.step(optimizer)
         scaler.update()
-    elif optimizer.defaults.get("fused"):
-        # The fused kernel takes the flag on the device and leaves everything as it is where it is set.
+    else:
+        # Optimisers take the flag on the device and leave everything as it is where it is set.
         optimizer.found_inf, optimizer.grad_scale = (~finite).float(), None
-        optimizer.step()
-    elif finite:
         optimizer.step()

@@ -107,8 +107,9 @@ def test_each_group_moves_at_its_own_rate_of_the_step() -> None:
             torch.testing.assert_close(parameter.detach(), before - rate * parameter.grad)
 
 
-def test_fp16_overflow_skips_the_step_and_halves_the_scale() -> None:
-    state, x = build(precision="fp16"), torch.randn(8, 3) / 100
+@pytest.mark.parametrize("name", ["sgd", "lars"])
+def test_fp16_overflow_skips_the_step_and_halves_the_scale(name: str) -> None:
+    state, x = build(precision="fp16", name=name), torch.randn(8, 3) / 100
     state.precision.scaler.load_state_dict({**state.precision.scaler.state_dict(), "scale": 4096.0})
     assert train_step(state, [(x,)]).finite
     assert state.precision.scaler.get_scale() == 4096
