@@ -72,7 +72,7 @@ class Optim:
     exclude_1d: bool = False
     """Leave biases and batch-norm parameters out of weight decay and of LARS adaptation."""
     trust_coefficient: float = 0.001
-    """LARS: the rate of a tensor is lr x this x |w| / |g|."""
+    """LARS: the rate of a tensor is lr x this x |w| / (|g| + weight_decay |w|)."""
     schedule: Literal["cosine", "steps", "constant"] = "cosine"
     """cosine to `final_lr` over `epochs`; steps multiplies by `decay` at `milestones`; constant."""
     final_lr: float = 0.0

@@ -1,5 +1,7 @@
 """LARS is timm's, but for tensors whose gradient is 0, and stays where it is when a flag says so."""
 
+import copy
+
 import pytest
 import timm.optim
 import torch
@@ -17,28 +19,29 @@ def built(momentum: float, decay: float = 1e-2) -> tuple[nn.Module, Lars]:
     return network, build_optimizer({"encoder": list(network.parameters())}, optim, 0.5, 1, 1)[0]
 
 
-def draw_gradients(*networks: nn.Module) -> None:
+def draw_gradients(*networks: nn.Module, size: float = 1.0) -> None:
     for parameters in zip(*(network.parameters() for network in networks)):
-        gradient = torch.randn_like(parameters[0])
+        gradient = size * torch.randn_like(parameters[0])
         for parameter in parameters:
             parameter.grad = gradient.clone()
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-8])  # of what the denominator's epsilon is
 @pytest.mark.parametrize("decay", [0.0, 1e-2])
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
-def test_it_is_timms(momentum: float, decay: float) -> None:
+def test_it_is_timms(momentum: float, decay: float, size: float) -> None:
     (ours, optimizer), (theirs, _) = built(momentum, decay), built(momentum, decay)
     options = {"lr": 0.5, "momentum": momentum, "weight_decay": decay, "always_adapt": True, "trust_clip": False}
     reference = timm.optim.Lars(theirs.parameters(), **options, trust_coeff=0.001)
     for _ in range(5):
-        draw_gradients(ours, theirs)
+        draw_gradients(ours, theirs, size=size)
         optimizer.step()
         reference.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
 
-def test_without_a_gradient_a_tensor_neither_decays_nor_moves() -> None:
+def test_without_a_gradient_a_tensor_does_not_decay() -> None:
     """LARC leaves alone what is all 0; timm's would take the decay at the full rate."""
     network, optimizer = built(0.9)
     draw_gradients(network)
@@ -68,3 +71,22 @@ def test_what_is_not_finite_moves_nothing_and_leaves_no_trace(momentum: float, b
         other.step()
     for a, b in zip(network.parameters(), undisturbed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_copy_steps_as_the_first_does() -> None:
+    network, optimizer = built(0.9)
+    twin, twins = copy.deepcopy((network, optimizer))
+    draw_gradients(network, twin)
+    optimizer.step()
+    twins.step()
+    for a, b in zip(network.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_gradients_that_are_still_scaled_are_refused() -> None:
+    """Their norms would be those of others; GradScaler hands its scale over where `unscale_` was not called."""
+    network, optimizer = built(0.9)
+    draw_gradients(network)
+    optimizer.found_inf, optimizer.grad_scale = torch.tensor(0.0), torch.tensor(1024.0)
+    with pytest.raises(AssertionError):
+        optimizer.step()
