@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import copy_rate, in_turns, seconds_of
-from benchmarks.report import Report, parser, ratios, spread
+from benchmarks.report import Report, ratios, spread, turns_parser
 from simsiam.distributed.runtime import running
 from simsiam.models.batchnorm import ViewBatchNorm
 from simsiam.training.precision import Precision
@@ -26,7 +26,7 @@ OURS, WITHOUT, TORCHS = "ours", "ours, without its kernel for GPUs", "torch's, o
 
 
 def main() -> None:
-    options = parser(__doc__, rounds=5)
+    options = turns_parser(__doc__, rounds=5)
     options.add_argument("--channels", type=int, default=64)
     options.add_argument("--size", type=int, default=112, help="side of the activation (default %(default)s)")
     options.add_argument("--batch-size", type=int, default=16, help="images, each with two views (default %(default)s)")
@@ -57,7 +57,7 @@ def main() -> None:
         sides = {OURS: lambda: seconds(ours), TORCHS: lambda: seconds(torchs, VIEWS)}
         if device.type == "cuda":
             sides[WITHOUT] = lambda: seconds(ours, own_kernel=False)
-        taken = in_turns(sides, arguments.rounds)
+        taken = in_turns(sides, arguments.rounds, arguments.seconds)
         least = PASSES * x.nbytes / copy_rate(device)
         with Report(f"Batch-norm: {' x '.join(map(str, shape))}, {precision}", arguments, device) as report:
             rows = [(side, spread(taken[side]), f"{least / min(taken[side]):.2f}") for side in sides]

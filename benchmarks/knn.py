@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import in_turns, seconds_of
-from benchmarks.report import Report, parser, ratios, spread
+from benchmarks.report import Report, ratios, spread, turns_parser
 from simsiam.data.augment import Augment
 from simsiam.data.sources.arrays import ArrayImages
 from simsiam.distributed.runtime import running
@@ -30,7 +30,7 @@ FORWARD, FEATURES, KNN = "the encoder's forward pass", "features of all", "kNN, 
 
 
 def main() -> None:
-    options = parser(__doc__, rounds=5)
+    options = turns_parser(__doc__, rounds=5)
     options.add_argument("--encoder", default="resnet18")
     options.add_argument("--size", type=int, default=32, help="side of an image, pixels")
     options.add_argument("--bank", type=int, default=2048, help="images that vote")
@@ -68,6 +68,7 @@ def main() -> None:
         rates = in_turns(
             {name: lambda work=work: images / seconds_of(work, 1, runtime.device) for name, work in sides.items()},
             arguments.rounds,
+            arguments.seconds,
         )
         what = f"{arguments.encoder}, {arguments.bank} + {arguments.queries} images of {size} pixels, {precision.name}"
         with Report(f"kNN: {what}", arguments, runtime.device) as report:

@@ -1,5 +1,7 @@
 """What the benchmarks share: turns in one process, what the machine can do, and counts of what is dispatched."""
 
+import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -9,21 +11,32 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from simsiam.distributed.collectives import rank
+
 Seconds = dict[str, list[float]]
 """Of each side, in each round."""
 
 
-def in_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> Seconds:
+def in_turns(sides: Mapping[str, Callable[[], float]], rounds: int, seconds: float = math.inf) -> Seconds:
     """What each side says it took, round after round, so that a machine that slows down slows all of them.
 
-    Every other round goes backwards; one before the first warms up.
+    Every other round goes backwards; one before the first warms up. After the first, none begins that would end later
+    than `seconds` from now if it took as long as the one before it. Each figure goes to stderr as it is known, so that
+    what is killed has left them; round 0 is the warm-up.
     """
     taken: Seconds = {name: [] for name in sides}
+    began = last = time.perf_counter()
     for number in range(1 + rounds):
+        now = time.perf_counter()
+        if number > 1 and now + (now - last) > began + seconds:
+            break
+        last = now
         for name in list(sides) if number % 2 else reversed(sides):
-            seconds = sides[name]()
+            figure = sides[name]()
+            if rank() == 0:
+                print(f"round {number}, {name}: {figure:.4g}", file=sys.stderr, flush=True)
             if number:
-                taken[name].append(seconds)
+                taken[name].append(figure)
     return taken
 
 

@@ -8,6 +8,7 @@ give the same weights.
 """
 
 import copy
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from benchmarks.measure import Operations, Seconds, in_turns, seconds_of
-from benchmarks.report import Report, parser, ratios, spread
+from benchmarks.report import Report, ratios, spread, turns_parser
 from simsiam.distributed.runtime import running
 from simsiam.methods.simsiam import SimSiam
 from simsiam.optim.build import build_optimizer
@@ -39,13 +40,13 @@ class Compared(NamedTuple):
 
 
 def main() -> None:
-    options = parser(__doc__, rounds=5)
+    options = turns_parser(__doc__, rounds=5)
     options.add_argument("--encoder", default="resnet50")
     options.add_argument("--device", default="auto")
     arguments = options.parse_args()
     with running(arguments.device) as runtime:
         found = {
-            name: compare(name, loop, arguments.encoder, arguments.rounds, runtime.device)
+            name: compare(name, loop, arguments.encoder, arguments.rounds, runtime.device, arguments.seconds / 2)
             for name, loop in (("sgd", sgd_loop), ("lars", lars_loop))
         }
         with Report(f"Optimisers: SimSiam, {arguments.encoder}", arguments, runtime.device) as report:
@@ -60,8 +61,10 @@ def main() -> None:
                 report.ratio(f"{name}: time over the loop's", ratios(c.seconds["ours"], c.seconds["loop"]))
 
 
-def compare(name: str, loop: Callable, encoder: str, rounds: int, device: torch.device) -> Compared:
-    """An optimiser against its loop, from the same weights with the same gradients."""
+def compare(
+    name: str, loop: Callable, encoder: str, rounds: int, device: torch.device, limit: float = math.inf
+) -> Compared:
+    """An optimiser against its loop, from the same weights with the same gradients; turns end after `limit` seconds."""
     torch.manual_seed(0)
     ours = SimSiam(encoder).to(device)
     plain = copy.deepcopy(ours)
@@ -79,7 +82,8 @@ def compare(name: str, loop: Callable, encoder: str, rounds: int, device: torch.
             optimizer.step()
     apart = max((a - b).abs().max().item() for a, b in zip(ours.parameters(), parameters, strict=True))
     sides = {"loop": lambda: loop(parameters, buffers), "ours": optimizer.step}
-    seconds = in_turns({side: lambda work=work: seconds_of(work, 3, device) for side, work in sides.items()}, rounds)
+    turns = {side: lambda work=work: seconds_of(work, 3, device) for side, work in sides.items()}
+    seconds = in_turns(turns, rounds, limit)
     return Compared(len(buffers), of_loop.counts.total(), of_ours.counts.total(), apart, seconds)
 
 

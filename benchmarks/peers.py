@@ -30,7 +30,7 @@ from torch import Tensor
 from benchmarks import peer_loops
 from benchmarks.measure import in_turns, seconds_of
 from benchmarks.peer_loops import Given
-from benchmarks.report import Report, parser, ratios, spread
+from benchmarks.report import Report, ratios, spread, turns_parser
 from simsiam.data.augment import Augment
 from simsiam.data.loaders.resident import ResidentLoader
 from simsiam.data.open import open_images
@@ -51,7 +51,7 @@ Loops = dict[str, Callable[[], Iterator[Tensor]]]
 
 
 def main() -> None:
-    options = parser(__doc__, rounds=6)
+    options = turns_parser(__doc__, rounds=6)
     options.add_argument("--data", default="", help="images of one small size, as pretrain.py takes them")
     options.add_argument("--encoder", default="resnet20")
     options.add_argument("--batch-size", type=int, default=128)
@@ -69,7 +69,7 @@ def main() -> None:
             if Precision("auto", device).name == "fp32":
                 report.say("Our default precision is float32 here, for this CPU has no avx512_bf16.\n")
             sides = {name: partial(side.rate, name) for side in (theirs, ours) for name in side.names}
-            rates = in_turns(sides, arguments.rounds)
+            rates = in_turns(sides, arguments.rounds, arguments.seconds)
             report.table(("loop", "pairs/s"), [(name, spread(taken)) for name, taken in rates.items()])
             official, lightly, solo_learn = theirs.names
             for name in ours.names:

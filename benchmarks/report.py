@@ -6,12 +6,15 @@ Every script here takes `--append`, which adds what it prints to benchmarks/RESU
 """
 
 import argparse
+import math
 import platform
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
@@ -27,7 +30,10 @@ def main() -> None:
         sys.exit(__doc__)
     print(f"{_RATIOS}\n|---|---|---|---|")
     among = False
-    for line in Path(sys.argv[1]).read_text().splitlines():
+    file = Path(sys.argv[1])
+    if not file.exists():
+        sys.exit(f"{file} is not there: no benchmark came to its end, or none was told --append {file}")
+    for line in file.read_text().splitlines():
         if among and line.startswith("| "):
             print(line)
         among = line == _RATIOS or (among and line.startswith("|"))
@@ -38,6 +44,13 @@ def parser(doc: str, rounds: int) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--rounds", type=int, default=rounds, help="turns of each side (default %(default)s)")
     made.add_argument("--append", type=Path, nargs="?", const=ROOT / "benchmarks/RESULTS.md", help="to this file too")
+    return made
+
+
+def turns_parser(doc: str, rounds: int) -> argparse.ArgumentParser:
+    """The same for those that measure by turns."""
+    made = parser(doc, rounds)
+    made.add_argument("--seconds", type=float, default=math.inf, help="begin no round after the first that ends later")
     return made
 
 

@@ -26,7 +26,7 @@ from benchmarks.bound import count
 from benchmarks.measure import copy_rate, in_turns, multiply_rate, seconds_of
 from benchmarks.parts import profile
 from benchmarks.pictures import write_pictures
-from benchmarks.report import Report, parser, ratios, spread
+from benchmarks.report import Report, ratios, spread, turns_parser
 from simsiam.data.augment import Augment
 from simsiam.data.loaders import choose_images, make_loader
 from simsiam.data.open import open_images
@@ -82,7 +82,7 @@ class Way(NamedTuple):
 
 
 def main() -> None:
-    options = parser(__doc__, rounds=5)
+    options = turns_parser(__doc__, rounds=5)
     options.add_argument("--encoder", default="resnet50")
     options.add_argument("--size", type=int, default=224, help="side of a view, pixels (default %(default)s)")
     options.add_argument("--batch-size", type=int, default=16, help="images, each with two views (default %(default)s)")
@@ -131,7 +131,7 @@ def bench(ways: list[Way], arguments: argparse.Namespace, runtime: Runtime, repo
         sides["loader and augmentation alone"] = lambda: (
             pairs / seconds_of(real, arguments.steps + ahead, device, 1 + ahead)
         )
-    rates = in_turns(sides, arguments.rounds)
+    rates = in_turns(sides, arguments.rounds, arguments.seconds)
 
     with torch.compiler.set_stance("force_eager"):  # of one image in evaluation: nothing to compile for
         work = count(states[first].module, arguments.size)

