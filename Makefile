@@ -39,10 +39,10 @@ bench: $(READY)
 	mkdir -p build && rm -f build/bench.md
 	$(BIN)/python benchmarks/optim.py --append build/bench.md
 	$(BIN)/python benchmarks/syncbn.py --append build/bench.md
-	$(BIN)/python benchmarks/step.py --batch-size 8 --steps 1 --rounds 3 --against fp32+nchw --append build/bench.md
+	$(BIN)/python benchmarks/step.py --batch-size 8 --steps 1 --rounds 3 --seconds 150 --against fp32+nchw --append build/bench.md
 	$(BIN)/python benchmarks/knn.py --rounds 3 --append build/bench.md
 	$(BIN)/python benchmarks/scaling.py --ranks 1,2 --rounds 2 --append build/bench.md
-	$(BIN)/python benchmarks/scaling.py --encoder resnet18 --size 64 --batch-size 16 --steps 5 --rounds 2 --append build/bench.md
+	$(BIN)/python benchmarks/scaling.py --ranks 1,2 --encoder resnet18 --size 64 --batch-size 16 --steps 5 --rounds 2 --append build/bench.md
 	$(BIN)/python benchmarks/peers.py --rounds 3 --append build/bench.md
 	$(BIN)/python benchmarks/startup.py --append build/bench.md
 	$(BIN)/python benchmarks/report.py build/bench.md
