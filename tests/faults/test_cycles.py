@@ -20,8 +20,8 @@ ON_RANK_0 = ("before rename", "after rename", "before latest", "delete")
 LONG = 500 if os.environ.get("RELEASE") else 200
 
 
-def test_24_kills_in_a_row_lose_nothing(tmp_path: Path) -> None:
-    cycles(tmp_path, 24, random.Random(1))
+def test_14_kills_in_a_row_lose_nothing(tmp_path: Path) -> None:
+    cycles(tmp_path, 14, random.Random(1))
 
 
 @pytest.mark.faults
