@@ -30,8 +30,10 @@ part() {
         return
     fi
     ((limit < left)) || limit=$left
-    timeout -k 5 "$limit" "$@" 2>&1 | tee -a "$out/gpu.log"
-    echo "-- $name: $((SECONDS - began)) s, code ${PIPESTATUS[0]}" | tee -a "$out/gpu.log"
+    # Not a pipe, which would wait for whatever outlives a part that was killed.
+    timeout -k 5 "$limit" "$@" > >(tee -a "$out/gpu.log") 2>&1
+    local code=$?
+    echo "-- $name: $((SECONDS - began)) s, code $code" | tee -a "$out/gpu.log"
 }
 
 # bench LIMIT NAME SCRIPT ARGUMENT...: by turns until half of LIMIT is over; the rest is for what comes before and after.
