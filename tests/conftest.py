@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Tests see no GPU unless `-m gpu` asks for those that need one: ranks outnumber a machine's GPUs in many."""
-    on_gpu = _asks_for_gpu(config)
+    on_gpu = re.search(r"(?<!not )\bgpu\b", config.option.markexpr or "")
     if not on_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # A shell has what it starts with `&` ignore Ctrl-C, and nohup the terminal's end; so would all that tests start.
@@ -39,10 +39,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """`-m gpu` reads the tests of tests/gpu alone, which need none of the packages that others do."""
     elsewhere = collection_path.is_file() and collection_path.parent != ROOT / "tests/gpu"
     return True if elsewhere and config.option.markexpr == "gpu" else None
-
-
-def _asks_for_gpu(config: pytest.Config) -> bool:
-    return re.search(r"(?<!not )\bgpu\b", config.option.markexpr or "") is not None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
