@@ -1,5 +1,6 @@
 """Processes as a test sees them from outside."""
 
+import contextlib
 import multiprocessing.process
 import socket
 import subprocess
@@ -35,5 +36,8 @@ def runs(pid: int) -> bool:
 
 def children(process: subprocess.Popen | multiprocessing.process.BaseProcess) -> list[int]:
     """The processes that a process has started."""
-    tasks = Path(f"/proc/{process.pid}/task").iterdir()
-    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    found: list[int] = []
+    for task in Path(f"/proc/{process.pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended since it was listed
+            found += map(int, (task / "children").read_text().split())
+    return found

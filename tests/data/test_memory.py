@@ -1,5 +1,6 @@
 """An epoch takes no more memory than its first tenth."""
 
+import multiprocessing
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -31,10 +32,9 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> FolderImages:
 
 
 def resident_bytes() -> dict[int, int]:
-    """Resident memory of this process and its children, by process id."""
-    own = os.getpid()
-    children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
-    pages = {pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in (own, *map(int, children))}
+    """Resident memory of this process and its workers, by process id."""
+    workers = [worker.pid for worker in multiprocessing.active_children()]
+    pages = {pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in (os.getpid(), *workers)}
     return {pid: count * os.sysconf("SC_PAGE_SIZE") for pid, count in pages.items()}
 
 

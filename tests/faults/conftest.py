@@ -1,5 +1,8 @@
 """What tests of faults compare with."""
 
+import multiprocessing
+from collections.abc import Iterator
+
 import pytest
 
 from tests.faults.harness import SHORT, STEPS, digest, run
@@ -11,3 +14,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     out = tmp_path_factory.mktemp("faults") / "undisturbed"
     assert run(2, out, *SHORT) == [0, 0]
     return digest(out, STEPS)
+
+
+@pytest.fixture(autouse=True)
+def no_rank_outlives_its_test() -> Iterator[None]:
+    """A test that fails half way leaves none behind for others to count, or to share their core with."""
+    yield
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
