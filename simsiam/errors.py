@@ -1,16 +1,23 @@
-"""How a run ends when it does not end well: one sentence from rank 0 and an exit code, never a traceback a rank."""
+"""How a run ends when it does not end well: one sentence and an exit code, never a traceback a rank."""
 
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from functools import wraps
+
+_RANK_0_IS_GONE = 3.0  # seconds after a mistake that it has met as well, and torchrun has ended the others for it
 
 
 class UserError(Exception):
     """A user's mistake: one sentence that names the thing, the place and the remedy. Exit code 2."""
 
     exit_code = 2
+
+
+class ToldByMain(UserError):
+    """A mistake that rank 0 has met for all, and tells."""
 
 
 class TrainingStopped(Exception):
@@ -37,16 +44,25 @@ class Preempted(Exception):
     exit_code = 0
 
 
+def _tell(error: UserError | TrainingStopped) -> None:
+    """Rank 0 says it for all; a mistake that only another rank has met, such as a GPU it lacks, that one says."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    elif "TORCHELASTIC_RUN_ID" in os.environ and type(error) is UserError:
+        time.sleep(_RANK_0_IS_GONE)
+        print(f"error: rank {rank}: {error}", file=sys.stderr, flush=True)
+
+
 def ends_with_a_sentence(main: Callable[[], None]) -> Callable[[], None]:
-    """Turns the errors above into a sentence on rank 0 and their exit code on every rank."""
+    """Turns the errors above into a sentence, in most cases on rank 0, and their exit code on every rank."""
 
     @wraps(main)
     def wrapped() -> None:
         try:
             main()
         except (UserError, TrainingStopped) as error:
-            if os.environ.get("RANK", "0") == "0":
-                print(f"error: {error}", file=sys.stderr, flush=True)
+            _tell(error)
             sys.exit(error.exit_code)
         except (PeersLost, OutOfMemory) as lost:
             print(f"error: {lost}", file=sys.stderr, flush=True)

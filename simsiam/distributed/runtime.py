@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,13 +28,14 @@ from simsiam.distributed.kernel_choice import choose_kernels
 from simsiam.distributed.processes import end_with_parent, process_age
 from simsiam.distributed.store import fresh_store
 from simsiam.distributed.threads import usable_cores
-from simsiam.errors import OutOfMemory, PeersLost, UserError
+from simsiam.errors import OutOfMemory, PeersLost, ToldByMain, UserError
 
 T = TypeVar("T")
 
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _COMING = timedelta(minutes=10)
 _COLLECTIVE = timedelta(minutes=30)
+_MADE = "made on rank 0"  # in the store: how often
 _NO_MEMORY = re.compile(r"out of memory|can't allocate|ALLOC_FAILED", re.IGNORECASE)
 _FAREWELL_SECONDS = 20.0  # less than the 30 that torchrun gives
 
@@ -49,6 +52,7 @@ class Runtime:
     """When the run began, by the monotonic clock: the torchrun of this process, whose restarts are of the same run."""
     store: dist.Store | None = None
     """What the ranks share besides the group; None for one rank."""
+    _turns: Iterator[int] = field(default_factory=partial(count, 1), repr=False, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -68,13 +72,25 @@ class Runtime:
                 box[0] = make()
             except BaseException as error:  # the others must hear of it, whatever it is, or they would wait for ever
                 failed, box[1] = error, str(error) or type(error).__name__
+        if group is None and self.store is not None:
+            self._wait_for_main(self.store)
         device = self.device if self.device.type == "cuda" and group is None else None
         dist.broadcast_object_list(box, src=0, group=group, device=device)
         if failed is not None:
             raise failed
         if box[1] is not None:
-            raise UserError(box[1])
+            raise ToldByMain(box[1])
         return box[0]
+
+    def _wait_for_main(self, store: dist.Store) -> None:
+        """Until rank 0 is here as often as this rank: in a collective it would have half an hour for what it makes."""
+        if self.is_main:
+            store.add(_MADE, 1)
+            return
+        turn, pause = next(self._turns), 0.001
+        while store.add(_MADE, 0) < turn:
+            time.sleep(pause)
+            pause = min(2 * pause, 0.02 + self.world_size / 5000)
 
     def barrier(self) -> None:
         if self.world_size > 1:
@@ -116,6 +132,7 @@ def running(
     runtime = Runtime(rank, world, local, where, time.monotonic() - _age_of_agent(), store)
     try:
         if store is not None:
+            _check_devices(store, rank, world, where.type)
             backend = "nccl" if cuda else "gloo"
             device_id = where if cuda else None
             dist.init_process_group(
@@ -221,12 +238,27 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
         if _NVIDIA_DRIVER.exists() and not hidden and int(os.environ.get("RANK", 0)) == 0:
             print(f"warning: {lack}, though there is an NVIDIA driver; this run is on the CPU", file=sys.stderr)
         return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
+    devices = torch.cuda.device_count()
+    if devices == 1 and not _has_agent():
+        return torch.device("cuda", 0)  # what starts the ranks itself may show each a GPU of its own, as srun does
+    if local_rank >= devices:
         raise UserError(
-            f"Rank {local_rank} of this node has no GPU: torchrun started more processes than the "
-            f"{torch.cuda.device_count()} devices here; lower --nproc_per_node"
+            f"Rank {local_rank} of this node has no GPU: torchrun started more processes than the {devices} device(s) "
+            "that it sees here; lower --nproc_per_node, or let it see more of them"
         )
     return torch.device("cuda", local_rank)
+
+
+def _check_devices(store: dist.Store, rank: int, world_size: int, kind: str) -> None:
+    """Raises UserError on all ranks where some have a GPU and others none: NCCL would wait for these in vain."""
+    store.set(f"device/{rank}", kind)
+    kinds = [value.decode() for value in store.multi_get([f"device/{other}" for other in range(world_size)])]
+    if len(set(kinds)) > 1:
+        without = [str(other) for other, theirs in enumerate(kinds) if theirs == "cpu"]
+        raise UserError(
+            f"Rank{'s' * (len(without) > 1)} {', '.join(without)} of {world_size} cannot use a GPU, and the others do; "
+            "see what nvidia-smi says on their nodes, or take --device cpu"
+        )
 
 
 def _why_no_cuda() -> str:

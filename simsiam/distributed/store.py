@@ -69,6 +69,7 @@ def _lead(desk: Store, rank: int, world_size: int, deadline: float, pause: float
             desk.set("token", json.dumps([name, listed, False]))
             desk.set(acks[rank], name)
         if name and _read(desk, acks) == [name] * world_size:
+            _forget_failures(desk)
             desk.set("token", json.dumps([name, listed, True]))
             return name
         if time.monotonic() > deadline:
@@ -79,6 +80,17 @@ def _lead(desk: Store, rank: int, world_size: int, deadline: float, pause: float
                 "look for their messages or their nodes, and start again"
             )
         time.sleep(pause)
+
+
+def _forget_failures(desk: Store) -> None:
+    """Removes what NCCL's threads leave of a failed collective beneath all prefixes, and heed in any attempt.
+
+    Their monitor (torch's HeartbeatMonitor) takes it for a failure of its own and aborts some eight minutes later. All
+    ranks of this attempt have come, so those who may have written it are gone.
+    """
+    while isinstance(desk, PrefixStore):
+        desk = desk.underlying_store
+    desk.delete_key("exception_dump")
 
 
 def _follow(desk: Store, rank: int, world_size: int, deadline: float, pause: float) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from simsiam.distributed import runtime as module
 from simsiam.distributed.runtime import running
@@ -158,11 +159,76 @@ main()
 """
 
 
+ALONE = """
+import os
+from simsiam.distributed.runtime import running
+from simsiam.errors import UserError, ends_with_a_sentence
+
+@ends_with_a_sentence
+def main():
+    if os.environ["RANK"] == "1":
+        raise UserError("no GPU here")
+    with running("cpu"):
+        pass
+
+main()
+"""
+
+SLOW = """
+import time
+from datetime import timedelta
+from simsiam.distributed import runtime as module
+
+module._COLLECTIVE = timedelta(seconds=2)
+with module.running("cpu") as runtime:
+    assert [runtime.on_main(lambda: time.sleep(4) or at) for at in range(2)] == [0, 1]
+"""
+
+
 def test_a_rank_that_raises_ends_with_its_code_whatever_its_group_waits_for(tmp_path: Path) -> None:
     code, told = both(tmp_path, RAISES, wanted=1)[0]
     assert code == 2, told
     assert "error: a mistake" in told
     assert "terminate called" not in told
+
+
+def test_a_mistake_that_one_rank_alone_has_met_is_told_by_it_under_torchrun(tmp_path: Path) -> None:
+    """As a GPU that only it lacks; what rank 0 has met for all is told once."""
+    (tmp_path / "script.py").write_text(ALONE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "script.py")], cwd=ROOT, env=ENVIRONMENT, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert said == ["error: rank 1: no GPU here"]
+
+
+def test_ranks_with_and_without_a_gpu_do_not_wait_for_each_other() -> None:
+    store = dist.HashStore()
+    store.set("device/0", "cuda")
+    with pytest.raises(UserError, match=r"^Rank 1 of 2 cannot use a GPU, and the others do; see what nvidia-smi"):
+        module._check_devices(store, 1, 2, "cpu")
+    module._check_devices(store, 1, 2, "cuda")
+
+
+def test_a_rank_takes_its_own_gpu_or_the_one_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a run")
+    assert module.choose_device("auto", 3) == torch.device("cuda", 3)
+    with pytest.raises(UserError, match=r"^Rank 4 of this node has no GPU: .* than the 4 device\(s\)"):
+        module.choose_device("auto", 4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"^Rank 3 of this node has no GPU"):
+        module.choose_device("cuda", 3)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert module.choose_device("cuda", 3) == torch.device("cuda", 0)
+
+
+def test_ranks_wait_for_what_rank_0_makes_outside_a_collective(tmp_path: Path) -> None:
+    """A collective would give it as long as the group's timeout, here two seconds."""
+    assert both(tmp_path, SLOW) == [(0, ""), (0, "")]
 
 
 def both(folder: Path, script: str, wanted: int = 2) -> list[tuple[int, str]]:

@@ -62,6 +62,14 @@ def test_nothing_that_dead_ranks_left_is_taken(late: list[float], opened: bool) 
     assert json.loads(desk.get("token"))[0] != "old"
 
 
+def test_a_failure_of_nccl_in_one_attempt_is_unknown_to_the_next() -> None:
+    """Its threads write it beneath all prefixes, and abort where they find it."""
+    store = HashStore()
+    store.set("exception_dump", "rank 1")
+    all_meet(PrefixStore("/worker/attempt_1", PrefixStore("", store)), [0, 0])
+    assert not store.check(["exception_dump"])
+
+
 def test_rank_0_names_who_did_not_come() -> None:
     store = HashStore()
     desk = PrefixStore("handshake/4", store)
