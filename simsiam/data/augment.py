@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simsiam.data.crops import Crops
+from simsiam.data.to_device import to_device
 from simsiam.data.views import BRIGHTNESS, CONTRAST, HUE, SATURATION, Colour, colours_of_views
 from simsiam.distributed.threads import one_thread
 from simsiam.gpu_kernels import gpu_kernels
@@ -129,13 +130,11 @@ def apply_colour(images: Tensor, colour: Colour, reach: int) -> Tensor:
         chosen = np.flatnonzero(mask)
         if not len(chosen):
             continue
-        arguments = (
-            () if amount is None else (torch.from_numpy(amount[chosen]).to(device, images.dtype, non_blocking=True),)
-        )
+        arguments = () if amount is None else (to_device(amount[chosen], device).to(images.dtype),)
         if len(chosen) == len(images):
             images = operation(images, *arguments)
             continue
-        index = torch.from_numpy(chosen).to(device, non_blocking=True)
+        index = to_device(chosen, device)
         images.index_copy_(0, index, operation(images.index_select(0, index), *arguments))
     return images
 

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from simsiam.data.augment import LUMA
+from simsiam.data.to_device import to_device
 from simsiam.data.views import BRIGHTNESS, CONTRAST, SATURATION, Colour
 
 _PIXELS = 1024  # of a block
@@ -185,8 +186,7 @@ def make_views(crops: Tensor, colour: Colour, reach: int, mean: Tensor, std: Ten
     n, side = crops.shape[:2]
     device = crops.device
     blurred = np.flatnonzero(colour.sigma > 0)
-    # From memory that does not move, or the copy would wait for the GPU.
-    told, images = (_pinned(array).to(device, non_blocking=True) for array in (_told(colour, blurred), blurred))
+    told, images = to_device(_told(colour, blurred), device), to_device(blurred, device)
     crops, mean, std = crops.contiguous(), mean.flatten(), std.flatten()
     out = torch.empty((n, 3, side, side), device=device, memory_format=torch.channels_last)
     # Room for an eighth of all more or less, and not for each number of them: the allocator can give the same again.
@@ -224,8 +224,3 @@ def _told(colour: Colour, blurred: np.ndarray) -> np.ndarray:
         told[:, column.value] = values
     told[blurred, _SLOT.value] = np.arange(len(blurred))
     return told
-
-
-def _pinned(array: np.ndarray) -> Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory() if torch.cuda.is_available() else tensor

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simsiam.data.counter import permutation
+from simsiam.data.to_device import to_device
 from simsiam.distributed.collectives import gather_equal, rank, world_size
 from simsiam.errors import UserError
 from simsiam.losses.info_nce import info_nce
@@ -105,7 +106,7 @@ class MoCo(Method):
     @torch.no_grad()
     def _keys(self, views: Tensor) -> Tensor:
         """Keys of length 1 of the images of all ranks (ways, W * N, D), from this rank's views (ways, N, 3, H, W)."""
-        order = self._order(views.shape[1]).to(views.device, non_blocking=True) if self.shuffles else None
+        order = to_device(self._order(views.shape[1]), views.device) if self.shuffles else None
         if order is not None:
             here = order.unflatten(1, (world_size(), -1))[:, rank()]
             views = torch.stack([gather_equal(view)[rows] for view, rows in zip(views, here)])
@@ -114,7 +115,7 @@ class MoCo(Method):
         keys = gather_equal(k).unflatten(0, (world_size(), self.ways, -1)).transpose(0, 1).flatten(1, 2)
         return keys if order is None else torch.stack([key[rows.argsort()] for key, rows in zip(keys, order)])
 
-    def _order(self, rank_images: int) -> Tensor:
+    def _order(self, rank_images: int) -> np.ndarray:
         """The order in which the images of all ranks go into the key network, int64 (ways, W * N).
 
         It is a function of the step, the micro-batch and the view alone: the same on every rank and after a resume.
@@ -126,7 +127,7 @@ class MoCo(Method):
                 f"{self.bn_groups}; take a smaller --accumulate or fewer groups"
             )
         place = self._step, len(self._fresh)
-        return torch.from_numpy(np.stack([permutation(images, _SHUFFLE, *place, way) for way in range(self.ways)]))
+        return np.stack([permutation(images, _SHUFFLE, *place, way) for way in range(self.ways)])
 
     @torch.no_grad()
     def after_step(self, at: Moment) -> None:

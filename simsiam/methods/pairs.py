@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from simsiam.data.counter import bits, permutation
+from simsiam.data.to_device import to_device
 from simsiam.distributed.collectives import gather_with_gradient, rank, world_size
 from simsiam.methods.base import Method
 from simsiam.training.module import Moment
@@ -37,7 +38,7 @@ class Pairs(Method):
         """A random order of the images of all ranks for each half of a pair, int64 (2, W * N)."""
         images = rank_images * world_size()
         orders = np.stack([permutation(images, _ORDER, self._step, self._micro, half) for half in range(2)])
-        return torch.from_numpy(orders).to(device, non_blocking=True)
+        return to_device(orders, device)
 
     def _shuffled(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """This rank's N fake pairs: both halves (N, ...), independently permuted over the images of all ranks."""

@@ -26,13 +26,19 @@ from simsiam.data.encoded import EncodedImages
 from simsiam.data.loaders.torchvision import crop
 from simsiam.data.plan import Plan, micro_batch
 from simsiam.data.stand_ins import read_or_next
+from simsiam.data.to_device import to_device
 from simsiam.data.views import boxes_of_views
 from simsiam.settings.tree import Dali, Run
 from simsiam.settings.view_recipes import view_recipes
 
 _TAIL = 4096  # bytes in which a whole JPEG has its end marker, with room for what some cameras append
 _DECODER = "decoders.image"  # in an error of DALI that an image is to blame for, unless it is the device's
-_OF_THE_DEVICE = re.compile(r"allocat|out of memory|cuda (runtime|driver)? ?(api )?error", re.IGNORECASE)
+_OF_THE_DEVICE = re.compile(
+    r"allocat|out of memory|cuda (runtime|driver)? ?(api )?error"
+    r"|nvImageCodec failure: '#(5|15|21)'",  # allocator, device memory, CUDA call, by nvimgcodec.h
+    re.IGNORECASE,
+)
+_REFUSED = re.compile(r"Failed to decode sample #(\d+)")
 
 STAND_IN_SIZE = (8, 8)
 _STAND_IN = io.BytesIO()
@@ -175,8 +181,12 @@ def through_pipeline(
                 if _DECODER not in str(error) or _OF_THE_DEVICE.search(str(error)):
                     raise
                 pipeline = None  # it is lost with the batch
-                refused.update(item.taken for item in feed.fail())
-                fetched = [fetch(int(sample)) for sample in samples(task)]
+                batch = feed.fail()
+                of_batch = {item.taken for item in batch} - refused
+                refused |= of_batch
+                fetched = list(pool.map(fetch, samples(task).tolist()))
+                if named := _REFUSED.search(str(error)):  # then the others are DALI's again in later epochs
+                    refused -= of_batch - {batch[int(named[1])].taken}
                 shapes = [(count, len(fetched), side, side, 3) for count, side in outputs]
                 made = [torch.empty(shape, dtype=torch.uint8, device=device) for shape in shapes]
                 given = arguments(task, fetched)
@@ -306,7 +316,7 @@ def edge_gain(extent: np.ndarray, side: int | np.ndarray) -> np.ndarray:
 def mend_edges(views: Tensor, first: np.ndarray, last: np.ndarray) -> None:
     """Weighs the outermost pixels of uint8 (V, N, S, S, 3) in place: first and last line and column, by (V, N, 2)."""
     for edge, gain in ((0, first), (-1, last)):
-        factor = torch.from_numpy(gain).to(views.device, torch.float32, non_blocking=True)[..., None, None]
+        factor = to_device(gain.astype(np.float32), views.device)[..., None, None]
         for line, weight in ((views[:, :, edge], factor[:, :, 0]), (views[:, :, :, edge], factor[:, :, 1])):
             line.copy_((line * weight + 0.5).floor_().clamp_(max=255))
 
@@ -329,7 +339,16 @@ def built(graph: Callable[[], tuple], batch: int, settings: Run, device: torch.d
 
 def run(pipeline: Any, outputs: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
     """The next batch, as in `through_pipeline`. Raises RuntimeError where an image cannot be decoded."""
+    from nvidia.dali.plugin.pytorch import feed_ndarray
+
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
-    made = (torch.from_dlpack(output.as_tensor()) for output in pipeline.run(stream))
-    # The stack copies, so that DALI may reuse its buffers.
-    return [torch.stack(list(islice(made, count))) for count, _ in outputs]
+    made, batches = iter(pipeline.run(stream)), []
+    for count, _ in outputs:
+        parts = [output.as_tensor() for output in islice(made, count)]
+        views = torch.empty((count, *parts[0].shape()), dtype=torch.uint8, device=device)
+        # DALI's own copy on this stream, for which it waits before it writes there again. A tensor that shares its
+        # memory (DLPack) has it wait for the whole device once it is gone.
+        for view, part in zip(views, parts, strict=True):
+            feed_ndarray(part, view, cuda_stream=stream)
+        batches.append(views)
+    return batches

@@ -9,6 +9,7 @@ from torch import Tensor
 from simsiam.data.crops import Crops
 from simsiam.data.plan import Plan
 from simsiam.data.resident import ResidentImages
+from simsiam.data.to_device import to_device
 from simsiam.data.views import boxes_of_views
 from simsiam.settings.tree import Run
 from simsiam.settings.view_recipes import view_recipes
@@ -31,7 +32,7 @@ class ResidentLoader:
 
     def _crops(self, samples: np.ndarray, epoch: int) -> Crops:
         recipes = view_recipes(self._settings, epoch, self._num_views)
-        ids = torch.from_numpy(samples).to(self._pixels.device, non_blocking=True)
+        ids = to_device(samples, self._pixels.device)
         pixels = self._pixels.index_select(0, ids).float()
         sizes = (np.full(len(samples), size) for size in pixels.shape[2:])
         heights, widths = sizes
@@ -54,9 +55,7 @@ def crop_batch(pixels: Tensor, boxes: np.ndarray, side: int) -> Tensor:
     Returns:
         uint8 (N, side, side, 3).
     """
-    # Without non_blocking the host would wait for the device at every batch.
-    on_device = torch.from_numpy(boxes).to(pixels.device, torch.float64, non_blocking=True)
-    top, left, height, width = on_device.unbind(1)
+    top, left, height, width = to_device(boxes, pixels.device).double().unbind(1)
     across, across_unit = _resize_matrix(left, width, pixels.shape[3], side)  # (N, side, W)
     down, down_unit = _resize_matrix(top, height, pixels.shape[2], side)  # (N, side, H)
     # Horizontal first, rounded to whole levels in between, as the uint8 kernels do.
