@@ -2,8 +2,9 @@
 # One run on several machines that ssh reaches, without a scheduler:
 #   launch/hosts.sh node1,node2,node3 pretrain.py --recipe imagenet-r50-100ep --data /data/imagenet --out /shared/runs/r50
 # Every machine needs this folder and its Python environment at the same paths, the data, and --out on a shared disk; ssh
-# must ask for nothing, and the machines must reach each other by these names. Ctrl-C, SIGTERM and SIGUSR1 make the run
-# save and end on all of them. Exit status: 0 complete, 75 saved and goes on by the same command, else a failure.
+# must ask for nothing, and the machines must reach each other by these names. Ctrl-C, SIGTERM, SIGUSR1, and a closed
+# terminal where it is not under nohup, make the run save and end on all of them. Exit status: 0 complete, 75 saved and
+# goes on by the same command, else a failure.
 # PET_NNODES=2:3 before it is content with two of the three; the other variables are in launch/node.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,12 +16,16 @@ export PET_NNODES=${PET_NNODES:-${#hosts[@]}} PET_MASTER_ADDR=${hosts[0]#*@}
 export PET_MASTER_PORT=${PET_MASTER_PORT:-$((10000 + RANDOM % 20000))} PET_RDZV_ID=${PET_RDZV_ID:-$(date +%s)-$RANDOM}
 
 # What goes along to the machines, quoted for their shell.
-mapfile -t names < <(compgen -e | grep -E '^(PATH|DATA|LOG|SIMSIAM_CACHE|TRITON_CACHE_DIR|(PET|NCCL|TORCH_NCCL|GLOO|CUDA|OMP)_.*)$')
+mapfile -t names < <(compgen -e | grep -E '^(PATH|LD_LIBRARY_PATH|DATA|LOG|SIMSIAM_CACHE|TRITON_CACHE_DIR|(PET|NCCL|TORCH_NCCL|TORCH_FR|GLOO|CUDA|OMP)_.*)$')
 environment=''
 for name in "${names[@]}"; do
     printf -v word ' %q' "$name=${!name}"
     environment+=$word
 done
+
+# A machine that is gone without a word is known after two minutes. A shared connection would outlive this script, and
+# keep its output open.
+ssh=(ssh -n -o BatchMode=yes -o ServerAliveInterval=15 -o ServerAliveCountMax=8 -o ControlPath=none --)
 
 pids=$(mktemp -d)
 trap 'rm -rf "$pids"' EXIT
@@ -33,7 +38,7 @@ on_host() {
     printf -v command 'cd %q && echo simsiam-pid $$ && exec env%s PET_NODE_RANK=%d PET_LOCAL_ADDR=%q launch/node.sh' \
         "$PWD" "$environment" "$node" "${hosts[$node]#*@}"
     printf -v command '%s%s' "$command" "$(printf ' %q' "$@")"
-    ssh -n -o BatchMode=yes -- "${hosts[$node]}" "$command" | {
+    "${ssh[@]}" "${hosts[$node]}" "$(printf 'exec bash -c %q' "$command")" | { # whatever shell the account has there
         while IFS= read -r line; do
             if [[ $line =~ ^simsiam-pid\ ([0-9]+)$ ]]; then
                 echo "${BASH_REMATCH[1]}" >"$pids/$node"
@@ -49,14 +54,14 @@ on_host() {
 tell() {
     local node
     for node in "${!hosts[@]}"; do
-        [[ ! -s $pids/$node ]] || ssh -n -o BatchMode=yes -- "${hosts[$node]}" "kill -$1 $(<"$pids/$node")" &
+        [[ ! -s $pids/$node ]] || "${ssh[@]}" "${hosts[$node]}" "kill -$1 $(<"$pids/$node")" &
     done
 }
 
 # on_all_hosts WORDS...: the run; its exit status is the highest of the machines'.
 on_all_hosts() {
     local node child children=() status=0 worst=0
-    trap 'tell TERM' TERM
+    trap 'tell TERM' TERM HUP
     trap 'tell USR1' USR1
     for node in "${!hosts[@]}"; do
         on_host "$node" "$@" &
@@ -70,4 +75,4 @@ on_all_hosts() {
     return "$worst"
 }
 
-preemptible "INT TERM USR1" on_all_hosts "$@"
+preemptible "INT TERM HUP USR1" on_all_hosts "$@"

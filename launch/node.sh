@@ -7,19 +7,18 @@
 #   PET_NPROC_PER_NODE  ranks on each; default: one for each GPU, of those in CUDA_VISIBLE_DEVICES where that is set
 #   PET_MASTER_ADDR     name of node 0, as the others reach it
 #   PET_LOCAL_ADDR      name of this one, as the others reach it; default: what the machine calls itself
-#   PET_RDZV_CONF       torchrun's --rdzv-conf, such as read_timeout=300 where nodes may come minutes apart
+#   PET_RDZV_CONF       torchrun's --rdzv-conf, such as join_timeout=86400 where nodes may come hours apart
 #   PET_MASTER_PORT     a port on it that nobody else takes
 #   PET_RDZV_ID         name of the run, unlike that of any other run that might find the same port
 set -euo pipefail
 
 nodes=${PET_NNODES:-1} node=${PET_NODE_RANK:-0} ranks=${PET_NPROC_PER_NODE:-}
-if [[ ! $ranks =~ ^[0-9]+$ ]]; then
-    ranks=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ') || ranks=1
-    if [[ -v CUDA_VISIBLE_DEVICES ]]; then
-        IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
-        ranks=$((${#gpus[@]} > 1 ? ${#gpus[@]} : 1)) # none, and it is one rank on the CPU
-    fi
+gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ') || gpus=0
+if [[ -v CUDA_VISIBLE_DEVICES ]]; then
+    gpus=$(tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -cE '^([0-9]+|(GPU|MIG)-.*)$') || gpus=0
 fi
+# Without one it is one rank on the CPU.
+[[ $ranks =~ ^[1-9][0-9]*$ ]] || ranks=$((gpus > 1 ? gpus : 1))
 
 # A signal that torchrun does not know kills it and orphans the ranks; those that it knows it passes on. Given as
 # variables because --shutdown-timeout is new in torch 2.13: an older torchrun ignores it, and its grace is 30 s.
@@ -41,11 +40,16 @@ else
     host=0
     [[ $node == 0 ]] && host=1
     export PET_RDZV_ENDPOINT=${PET_MASTER_ADDR:?"is the name of node 0"}:${PET_MASTER_PORT:-29400}
-    export PET_RDZV_CONF=is_host=$host${PET_RDZV_CONF:+,$PET_RDZV_CONF}
+    # The first import of torch from a slow disk can keep node 0 for minutes, in which the others look for it.
+    export PET_RDZV_CONF=is_host=$host,read_timeout=300${PET_RDZV_CONF:+,$PET_RDZV_CONF}
 fi
 
 script=${1:?"give a script and its settings, such as pretrain.py --recipe imagenet-r50-100ep"}
 shift
 # A node whose clock is slow can be left out without a word: the ranks that there must be are told to the run.
 [[ $nodes == *:* ]] || set -- --world-size $((nodes * ranks)) "$@"
+# GPUs that torch cannot use, of too old a driver for instance, are a mistake, and no reason to take days on CPUs.
+((gpus == 0)) || set -- --device cuda "$@"
+# torchrun would set it with a warning.
+((ranks == 1)) || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 exec torchrun "$script" "$@"

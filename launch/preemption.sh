@@ -41,7 +41,8 @@ finish() {
 
 # preemptible SIGNALS COMMAND...: runs the command, which must have an --out, and hands these signals on to it; `asked` is
 # set once one came. Exit status: 75 where the run has saved because it was asked to end, or was asked before it took
-# signals and so had nothing to save; 0 where it is complete, else the command's.
+# signals and so had nothing to save; 0 where it is complete; 2 or 3 where it has stopped for a reason that it would meet
+# again, which its mark tells; else the command's.
 asked=''
 preemptible() {
     local signals=$1 out preempted completed failed child signal status=0
@@ -64,7 +65,9 @@ preemptible() {
     trap - TERM $signals
     is_new "$out" preempted "$preempted" && return 75
     is_new "$out" completed "$completed" && return 0
-    if [[ -n $asked && $status != 0 ]] && ! is_new "$out" failed "$failed"; then
+    if is_new "$out" failed "$failed"; then
+        [[ $(<"$out/failed") != [23] ]] || return "$(<"$out/failed")"
+    elif [[ -n $asked && $status != 0 ]]; then
         return 75
     fi
     return "$status"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.rendezvous.utils import _parse_rendezvous_config
 
 from simsiam.__main__ import main
 from simsiam.commands import teacher
@@ -194,7 +195,7 @@ def test_each_node_runs_one_torchrun_that_knows_its_part(submit: Callable[..., D
     assert (settings.data, settings.out, settings.optim.lr) == ("a b", "logs/imagenet-r50-100ep", 0.1)
     assert (settings.world_size, settings.seed) == (8, 0)
     seen = [dict(line.split("=", 1) for line in (tmp_path / str(n)).read_text().splitlines()) for n in range(2)]
-    assert [node.pop("PET_RDZV_CONF") for node in seen] == ["is_host=1", "is_host=0"]
+    assert [node.pop("PET_RDZV_CONF") for node in seen] == [f"is_host={host},read_timeout=300" for host in (1, 0)]
     assert [node.pop("PET_NODE_RANK") for node in seen] == ["0", "1"]
     assert [node.pop("PET_LOCAL_ADDR") for node in seen] == ["node7", "node8"]
     assert seen[0] == seen[1] == {
@@ -228,30 +229,38 @@ def test_torchrun_reads_what_node_sh_gives_as_variables(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("visible", "ranks"), [(None, 3), ("", 1), ("5", 1), ("0,2", 2), ("GPU-a,GPU-b,MIG-c,GPU-d", 4), ("-1", 1)]
-)
-def test_a_node_has_a_rank_for_each_gpu_that_it_may_use(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, ranks: int
+    ("visible", "ranks", "device"),
+    [
+        (None, 3, "cuda"), ("5", 1, "cuda"), ("0,2", 2, "cuda"), ("GPU-a,GPU-b,MIG-c,GPU-d", 4, "cuda"),
+        ("", 1, "auto"), ("-1", 1, "auto"), ("NoDevFiles", 1, "auto"),
+    ],
+)  # fmt: skip
+def test_a_node_has_a_rank_for_each_gpu_that_it_may_use_and_never_falls_back_to_its_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, ranks: int, device: str
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     given = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     env = environment(tmp_path)
     (tmp_path / "bin/nvidia-smi").write_text("#!/bin/bash\nprintf 'GPU %s: H100\\n  MIG 1g: x\\n' 0 1 2\n")
     (tmp_path / "bin/nvidia-smi").chmod(0o755)
-    (words,) = run_script(tmp_path, "node.sh", "pretrain.py", "--recipe", "quickstart", PATH=env["PATH"], **given).of(
+    given["PATH"] = env["PATH"]
+    (words,) = run_script(tmp_path, "node.sh", "pretrain.py", "--recipe", "quickstart", **given).of("torchrun")
+    assert (settings_of(words).world_size, settings_of(words).device) == (ranks, device)
+    given["PET_NPROC_PER_NODE"] = "0" if ranks == 1 else "2"  # what SkyPilot says of a machine without a GPU
+    (words,) = run_script(tmp_path, "node.sh", "pretrain.py", "--recipe", "quickstart", "--device", "cpu", **given).of(
         "torchrun"
     )
-    assert settings_of(words).world_size == ranks
+    assert (settings_of(words).world_size, settings_of(words).device) == (min(ranks, 2), "cpu")
 
 
 def test_a_node_adds_to_the_rendezvous_what_it_is_given(tmp_path: Path) -> None:
     shows = 'echo "$PET_RDZV_CONF $PET_LOCAL_ADDR"'
     nodes = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "node7", "PET_NPROC_PER_NODE": "1"}
-    given = {"PET_RDZV_CONF": "read_timeout=300", "PET_LOCAL_ADDR": "node8"}
-    assert (
-        run_script(tmp_path, "node.sh", "x.py", DOES=shows, **nodes, **given).said
-        == "is_host=0,read_timeout=300 node8\n"
-    )
+    given = {"PET_RDZV_CONF": "join_timeout=9,read_timeout=7", "PET_LOCAL_ADDR": "node8"}
+    done = run_script(tmp_path, "node.sh", "x.py", DOES=shows, **nodes, **given)
+    assert done.said == "is_host=0,read_timeout=300,join_timeout=9,read_timeout=7 node8\n"
+    given = done.said.split()[0]
+    assert _parse_rendezvous_config(given) == {"is_host": "0", "read_timeout": "7", "join_timeout": "9"}
     assert run_script(tmp_path, "node.sh", "x.py", DOES=shows, PET_NPROC_PER_NODE="1").said == " localhost\n"
 
 

@@ -155,12 +155,14 @@ def test_a_pod_says_how_its_run_ended(tmp_path: Path) -> None:
         1,
         0,
     ]
+    collapsed = "printf 3 >$OUT/failed; exit 1"  # as a mark of now, and then as one of an earlier start
+    assert [run_script(tmp_path, "pod.sh", *words, DOES=does).status for does in (collapsed, FAILED)] == [3, 1]
     done = run_script(tmp_path, "pod.sh", "pretrain.py")
     assert (done.status, done.calls) == (2, [])
     assert done.said.startswith("error: no --out in:")
 
 
-@pytest.mark.parametrize(("name", "got"), [("TERM", "TERM"), ("INT", "TERM"), ("USR1", "USR1")])
+@pytest.mark.parametrize(("name", "got"), [("TERM", "TERM"), ("INT", "TERM"), ("HUP", "TERM"), ("USR1", "USR1")])
 def test_hosts_hands_signals_on_to_every_machine(tmp_path: Path, name: str, got: str) -> None:
     status, said = signalled(
         tmp_path, signal.Signals[f"SIG{name}"], ROOT / "launch/hosts.sh", "node7,me@node8",
@@ -177,7 +179,9 @@ def test_hosts_gives_each_machine_its_part_and_ends_with_the_worst_status(tmp_pa
     words = ("pretrain.py", "--data", "it's a; b", "--out", str(tmp_path))
     given = {"PET_MASTER_PORT": "12345", "PET_NPROC_PER_NODE": "4", "NCCL_SOCKET_IFNAME": "^docker0,'lo"}
     done = run_script(tmp_path, "hosts.sh", "me@node7,node8", *words, DOES=does, **given)
-    parts = [f"{node} 2 node7:12345 is_host={1 - node} node{7 + node} ^docker0,'lo" for node in range(2)]
+    parts = [
+        f"{node} 2 node7:12345 is_host={1 - node},read_timeout=300 node{7 + node} ^docker0,'lo" for node in range(2)
+    ]
     assert (done.status, sorted(done.said.splitlines())) == (1, sorted([*parts, "12 users", "12 users"]))
     assert done.of("torchrun") == [["pretrain.py", "--world-size", "8", *words[1:]]] * 2
     elastic = run_script(tmp_path, "hosts.sh", "node7,node8", *words, PET_NNODES="1:2")

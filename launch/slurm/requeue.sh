@@ -14,9 +14,11 @@ run() {
     export PET_MASTER_ADDR PET_MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
     # srun does not take over --cpus-per-task from sbatch. --wait: a node whose torchrun has ended gives the others time to
     # end as well, instead of having them killed.
-    # shellcheck disable=SC2016
+    # --export: else a site that submits with --export=NONE hands on neither PATH nor any of these. SRUN_ARGS are words of
+    # your own, such as a container's.
+    # shellcheck disable=SC2016,SC2086
     preemptible USR1 srun --nodes="$PET_NNODES" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
-        --kill-on-bad-exit=0 --wait=180 \
+        --kill-on-bad-exit=0 --wait=180 --export=ALL ${SRUN_ARGS:-} \
         bash -c 'PET_NODE_RANK=$SLURM_NODEID PET_LOCAL_ADDR=${PET_LOCAL_ADDR:-$SLURMD_NODENAME} exec launch/node.sh "$@"' \
         node.sh "$@" || status=$?
     [[ $status != 75 ]] || requeue

@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from io import BytesIO
+from io import BytesIO, FileIO
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -11,26 +11,42 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard.summary import image, scalar
 
+_OPEN_SECONDS = 60.0
+
 
 class Growing:
-    """A file that is appended to. What a disk refuses is kept, and written when it has room again."""
+    """A file that is appended to. What a disk refuses is kept, and written when it has room again.
+
+    It is closed once a minute: a bucket that is mounted as a folder gets nothing of a file that is open.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("ab", buffering=0)
-        self._kept = b""
+        self._path, self._kept = path, b""
+        self._file: FileIO | None = None
+        self._opened = 0.0
+        self.append(b"")
 
     def append(self, data: bytes) -> None:
         """Writes all that there is. Raises OSError where the disk refuses."""
         self._kept += data
+        if self._file is None:
+            self._file, self._opened = self._path.open("ab", buffering=0), time.monotonic()
         while self._kept:
             self._kept = self._kept[self._file.write(self._kept) :]
+        if time.monotonic() > self._opened + _OPEN_SECONDS:
+            self._close()
 
     def close(self) -> None:
         """Tries once more, and closes."""
         try:
             self.append(b"")
         finally:
-            self._file.close()
+            self._close()
+
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 class Board:

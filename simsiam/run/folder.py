@@ -53,7 +53,8 @@ class RunFolder:
             with suppress(OSError):  # the folder may be what failed
                 if self._begun and self._lock.is_ours():
                     # Ctrl-C before the first step and after the last one; between them it is heard in order.
-                    self.mark("preempted" if isinstance(error, KeyboardInterrupt) else "failed")
+                    asked = isinstance(error, KeyboardInterrupt)
+                    self.mark("preempted" if asked else "failed", str(getattr(error, "exit_code", "")))
             raise
         finally:
             if runtime.is_main:
@@ -98,11 +99,14 @@ class RunFolder:
         """Ends the run on every rank where another job has taken the folder over. Every rank must call it."""
         runtime.on_main(self._lock.check)
 
-    def mark(self, state: str) -> None:
-        """Shows that the run is in one of `STATES`; what starts jobs again looks for `preempted`."""
+    def mark(self, state: str, code: str = "") -> None:
+        """Shows that the run is in one of `STATES`, and the exit code of one that failed, where it has one.
+
+        What starts jobs again looks for `preempted`, and not to start one that failed with 2 or 3.
+        """
         for other in STATES:
             (self.path / other).unlink(missing_ok=True)
-        (self.path / state).touch()
+        (self.path / state).write_text(code)
 
     def has_ended(self, step: int, stop_step: int, runtime: Runtime) -> bool:
         """Whether the run here is complete and `step` leaves nothing to do; says so. Every rank must call it."""

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from simsiam.run import board
 from simsiam.run import metrics as module
+from simsiam.run.board import Growing
 from simsiam.run.metrics import Metrics
 
 
@@ -51,3 +53,15 @@ def test_a_disk_that_has_no_room_for_the_lines_that_stay_keeps_them_all(
     monkeypatch.setattr(module, "write_atomically", full)
     assert go_on(ten_steps, 6) == [*(str(step) for step in range(1, 11)), "7"]
     assert "metrics cannot be written ([Errno 28] No space left on device); training goes on" in capsys.readouterr().out
+
+
+def test_a_file_that_grows_is_closed_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bucket that is mounted as a folder uploads it then; here it shows in that another file takes its place."""
+    file = Growing(tmp_path / "grows")
+    file.append(b"first")
+    monkeypatch.setattr(board, "_OPEN_SECONDS", 0.0)
+    file.append(b" second")
+    (tmp_path / "grows").rename(tmp_path / "uploaded")
+    file.append(b"third")
+    file.close()
+    assert [(tmp_path / name).read_text() for name in ("uploaded", "grows")] == ["first second", "third"]

@@ -73,7 +73,7 @@ def test_without_stop_gradient_the_verdict_is_collapsed_within_two_epochs(forked
     assert last["verdict"] == "collapsed"
     assert last["epoch"] <= 2
     assert "collapsed at step" in done.stderr
-    assert (tmp_path / "failed").exists()
+    assert (tmp_path / "failed").read_text() == "3"
     assert list((tmp_path / "checkpoints").glob("step_*"))
 
 
