@@ -38,7 +38,7 @@ JOBS = {
 
 OTHERS = {
     "torchrun": ["--nproc_per_node", "--max-restarts", "--signals-to-handle", "--shutdown-timeout"],
-    "Slurm": ["--array", "--nodes", "--signal", "--requeue"],
+    "Slurm": ["--array", "--nodes", "--signal", "--requeue", "--gpus-per-node", "--gres"],
     "SkyPilot": ["--env"],
     "docker": ["--build-arg"],
     "TensorBoard": ["--logdir", "--bind_all"],
