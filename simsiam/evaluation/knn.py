@@ -93,13 +93,14 @@ def knn_accuracy(
     *,
     k: int = 200,
     temperature: float = 0.1,
+    precision: Precision | None = None,
     centres: CentreBatches = centre_batches,
     show_progress: bool = False,
 ) -> float:
     """Top-1 in percent by one k and temperature; see `knn`."""
     answer = knn(
-        encoder, train, val, views, runtime, ks=[k], temperatures=[temperature], centres=centres,
-        show_progress=show_progress,
+        encoder, train, val, views, runtime, ks=[k], temperatures=[temperature], precision=precision,
+        centres=centres, show_progress=show_progress,
     )  # fmt: skip
     return answer.top1.item()
 

@@ -14,6 +14,7 @@ from simsiam.data.resident import ResidentImages
 from simsiam.distributed.runtime import Runtime
 from simsiam.evaluation.knn import knn_accuracy
 from simsiam.settings.tree import Pretrain
+from simsiam.training.precision import Precision
 
 
 class KnnMonitor:
@@ -25,6 +26,7 @@ class KnnMonitor:
 
     def __init__(self, settings: Pretrain, train: ImageSet, runtime: Runtime) -> None:
         self._settings, self._train, self._runtime = settings, train, runtime
+        self._precision = Precision(settings.precision, runtime.device)
         self._centres = choose_centres(settings, runtime.device)
         self.why_off = self._reason()
         if not self.why_off:
@@ -56,5 +58,5 @@ class KnnMonitor:
         with torch.compiler.set_stance("force_eager") if settings.compile else nullcontext():
             return knn_accuracy(
                 encoder, self._train, self._val, settings.views, self._runtime, k=knn.k, temperature=knn.temperature,
-                centres=self._centres, show_progress=not settings.hide_progress,
+                precision=self._precision, centres=self._centres, show_progress=not settings.hide_progress,
             )  # fmt: skip

@@ -88,6 +88,14 @@ class MoCo(Method):
                 f"method.bn_groups {groups} must be a multiple of the number of ranks, {ranks}, and divide "
                 f"--batch-size {global_batch}; take such a number, or --method.batchnorm synced"
             )
+        if self.shuffles and global_batch < 2 * groups:
+            raise UserError(self._of_one_image(global_batch))
+
+    def _of_one_image(self, images: int) -> str:
+        return (
+            f"method.bn_groups {self.bn_groups} leaves one of {images} images to a group's batch-norm, which makes "
+            "all of them alike; take a larger --batch-size, a smaller --accumulate or fewer groups"
+        )
 
     def before_step(self, at: Moment) -> None:
         self._step, self._fresh = at.step, []
@@ -126,6 +134,8 @@ class MoCo(Method):
                 f"A micro-batch of {images} images over all ranks does not divide into method.bn_groups "
                 f"{self.bn_groups}; take a smaller --accumulate or fewer groups"
             )
+        if images < 2 * self.bn_groups:
+            raise UserError(self._of_one_image(images))
         place = self._step, len(self._fresh)
         return np.stack([permutation(images, _SHUFFLE, *place, way) for way in range(self.ways)])
 

@@ -35,6 +35,11 @@ class Numbers:
 def derive(settings: Run, world_size: int, num_images: int) -> Numbers:
     """The run's numbers. Raises UserError where they do not work out."""
     check_batch(settings, world_size, num_images)
+    if 0 < settings.epochs <= settings.optim.warmup_epochs:
+        raise UserError(
+            f"optim.warmup_epochs {settings.optim.warmup_epochs:g} leaves nothing of --epochs {settings.epochs} to the "
+            "schedule; take fewer, such as a tenth"
+        )
     total = settings.epochs * (num_images // settings.batch_size)
     return numbers_of(settings, world_size, num_images, total, settings.optim.lr * settings.batch_size / 256)
 

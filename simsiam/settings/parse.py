@@ -46,6 +46,16 @@ def find_recipe(name_or_file: str) -> Path:
     raise UserError(f"No recipe or file is called {name_or_file!r}; {hint}")
 
 
+def _check_script(path: Path, prog: str) -> None:
+    """Raises UserError for a recipe of the package that is another script's, which its comment names."""
+    script = Path(prog.partition(" ")[0]).name
+    if path != Path(str(resources.files("simsiam.recipes") / path.name)) or not script.endswith(".py"):
+        return
+    named = re.findall(r"^#   .*?([\w/]+\.py) ", path.read_text(), re.MULTILINE)
+    if named and script not in [Path(name).name for name in named]:
+        raise UserError(f"The recipe {path.stem} is for {named[0]}, not for {script}; `simsiam recipes` lists them all")
+
+
 def parse(kind: type[S], argv: list[str] | None = None, *, recipe: str, prog: str) -> S:
     """Settings of one training command.
 
@@ -64,6 +74,7 @@ def parse(kind: type[S], argv: list[str] | None = None, *, recipe: str, prog: st
     name, words = _take_recipe(_words(argv, keys), recipe)
     _check_words(words, known, prog)
     path = find_recipe(name)
+    _check_script(path, prog)
     content = _read_file(path, known)
     parser = _parser(kind, prog, recipe)
     try:
@@ -227,15 +238,17 @@ def _read_file(path: Path, known: list[str]) -> dict[str, Any]:
     try:
         content = plain_yaml(path.read_bytes())
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path} is not YAML ({str(error).splitlines()[0]}); a recipe is a plain YAML file") from None
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}," if mark else ""
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}{place} is not YAML ({what}); a recipe is a plain YAML file") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings; a recipe is a YAML file of `key: value` lines")
     for key, value in content.items():
         is_section = any(dotted.startswith(f"{key}.") for dotted in known) or key == "method"
         if is_section and not isinstance(value, dict):
-            raise UserError(
-                f"{key!r} in {path} is a section of settings, not {value!r}; write `{key}: {{name: value}}`"
-            )
+            written = f"{{name: {value}}}" if key == "method" else "{name: value}"
+            raise UserError(f"{key!r} in {path} is a section of settings, not {value!r}; write `{key}: {written}`")
         inner = [f"{key}.{k}" for k in value] if is_section else []
         for dotted in [str(key), *inner]:
             if dotted not in known and not dotted.startswith("method."):
@@ -250,7 +263,8 @@ def _has(known: list[str], ours: str) -> bool:
 
 
 def _nearest(key: str, known: list[str]) -> str:
-    near = [FOREIGN[key]] if _has(known, FOREIGN.get(key, "")) else []
+    theirs = FOREIGN.get(key, FOREIGN.get(key.rpartition(".")[2], ""))
+    near = [theirs] if _has(known, theirs) else []
     near = near or [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]][:1]
     near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else "; see --help for the known ones"

@@ -23,7 +23,7 @@ class Precision:
     def __init__(self, name: str, device: torch.device) -> None:
         if name == "auto":
             name = "bf16" if _computes_in_bf16(device) else "fp32"
-        if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        if name == "bf16" and device.type == "cuda" and not _computes_in_bf16(device):
             raise UserError("--precision bf16 is not supported by this GPU; take --precision fp16 or fp32")
         self.name, self.device = name, device
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")

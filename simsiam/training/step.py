@@ -14,12 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 from simsiam.training.module import Moment
 from simsiam.training.state import TrainState
 
+_LEAST_SCALE = 2.0**-14  # of fp16: thirty halvings of the first
+
 
 class StepResult(NamedTuple):
     """Detached, on the device. `output` is the last micro-batch's, whatever the module returned, `loss` the mean.
 
-    `finite` is that of loss and gradients over all ranks (of fp16 the loss alone); `own_loss` and `own_gradients` tell
-    whether those of this rank alone are finite.
+    `finite` is that of loss and gradients over all ranks (of fp16, whose scale must find its place, of gradients only
+    where the scale is least); `own_loss` and `own_gradients` tell whether those of this rank alone are finite.
     """
 
     loss: Tensor
@@ -61,8 +63,11 @@ def train_step(state: TrainState, micro_batches: Iterable[tuple[Tensor, ...]]) -
     grad_norm = torch.nn.utils.get_total_norm(gradients)
     loss = torch.stack(losses).mean()
     finite = own_loss = own_gradients = loss.isfinite()
-    # Under fp16 a gradient that overflows is the scaler's business: it skips the step and lowers the scale.
-    if not scaler.is_enabled():
+    if scaler.is_enabled():
+        # A gradient that overflows is the scaler's business, which skips the step and lowers the scale; one that does
+        # so by any scale would have it skip them all.
+        finite = finite & (grad_norm.isfinite() | (scaler._get_scale_async() > _LEAST_SCALE))
+    else:
         finite = finite & grad_norm.isfinite()
         own_gradients = finite if state.own_gradients is None else state.own_gradients.finite.clone()
     _update(state, finite)

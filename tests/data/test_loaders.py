@@ -307,12 +307,12 @@ def test_centre_crop_leaves_an_image_of_the_right_size_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize(("resident", "resize"), [(False, 28), (True, 28), (True, 32)])
 def test_evaluation_sees_each_image_once_and_reports_the_unreadable(
-    damaged: FolderImages, workers: int, resident: bool
+    damaged: FolderImages, workers: int, resident: bool, resize: int
 ) -> None:
     images = make_resident(damaged, 1, show_progress=False) if resident else damaged
-    views, samples = Views(size=24, resize=28), np.arange(30)
+    views, samples = Views(size=24, resize=resize), np.arange(30)
     batches: list[Centred] = list(centre_batches(images, samples, views, 7, workers))
     assert [len(batch.samples) + len(batch.skipped) for batch in batches] == [7, 7, 7, 7, 2]
     seen = torch.cat([batch.samples for batch in batches]).tolist()
@@ -323,7 +323,7 @@ def test_evaluation_sees_each_image_once_and_reports_the_unreadable(
     for batch in batches:
         assert batch.labels.tolist() == damaged.labels[batch.samples.numpy()].tolist()
         for image, sample in zip(batch.images, batch.samples.tolist(), strict=True):
-            assert torch.equal(image, centre_crop(damaged.read(sample), 28, 24))
+            assert torch.equal(image, centre_crop(damaged.read(sample), resize, 24))
 
 
 def test_evaluation_of_a_batch_that_is_all_bad_or_of_nothing_goes_on(damaged: FolderImages) -> None:

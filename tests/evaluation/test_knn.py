@@ -9,7 +9,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from simsiam.data.datasets import open_dataset
-from simsiam.data.image_set import BadImage
 from simsiam.data.sources.arrays import ArrayImages
 from simsiam.distributed.runtime import Runtime
 from simsiam.errors import UserError
@@ -219,12 +218,7 @@ class Faulty(ArrayImages):
         pixels = torch.randint(0, 256, (11, 16, 16, 3), dtype=torch.uint8, generator=generator).numpy()
         super().__init__(pixels, torch.arange(11).numpy() % 4, "abcd", "random")
         self.labels[list(unlabelled)] = -1
-        self.bad = bad
-
-    def read(self, sample: int) -> Tensor:
-        if sample in self.bad:
-            raise BadImage("damaged")
-        return super().read(sample)
+        self.replaced = dict.fromkeys(bad, "damaged")
 
 
 def some_features(images: ArrayImages) -> Features:

@@ -233,6 +233,7 @@ def test_resume_is_bit_equal(batchnorm: str, symmetric: bool, accumulate: int) -
         ({"queue_size": 0}, "take 16$"),
         ({"bn_groups": 5, "batchnorm": "shuffled"}, "bn_groups 5 .* 16"),
         ({"bn_groups": 0, "batchnorm": "shuffled"}, "bn_groups 0"),
+        ({"bn_groups": 16, "batchnorm": "shuffled"}, "bn_groups 16 leaves one of 16 images"),
     ],
 )
 def test_what_does_not_divide_is_refused_before_training(options: dict, says: str) -> None:
@@ -258,6 +259,8 @@ def test_groups_must_be_a_multiple_of_the_ranks() -> None:
 def test_a_micro_batch_of_broken_groups_is_refused() -> None:
     with pytest.raises(UserError, match="micro-batch of 6 images .*bn_groups 4"):
         build("shuffled")(pair(6))
+    with pytest.raises(UserError, match="bn_groups 4 leaves one of 4 images .*smaller --accumulate"):
+        build("shuffled")(pair(4))
 
 
 def test_the_published_sizes() -> None:

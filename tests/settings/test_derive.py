@@ -35,6 +35,12 @@ def test_max_steps_ends_the_run_and_leaves_the_schedule(max_steps: int, stop: in
         (Run(batch_size=3), 4, 100, "take 4$"),
         (Run(batch_size=512), 8, 509, "larger than the training set of 509 images; take --batch-size 504$"),
         (Run(batch_size=8), 8, 5, "5 images; use fewer ranks or micro-batches"),
+        (
+            Run(batch_size=8, epochs=4, optim=Optim(warmup_epochs=10)),
+            1,
+            99,
+            "warmup_epochs 10 leaves nothing of --epochs 4",
+        ),
     ],
 )
 def test_numbers_that_do_not_work_out_name_those_that_do(run: Run, ranks: int, images: int, says: str) -> None:

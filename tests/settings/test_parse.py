@@ -13,7 +13,7 @@ from simsiam.settings.detect import Detect
 from simsiam.settings.foreign import FOREIGN
 from simsiam.settings.parse import find_recipe, parse, recipe_names, setting_types
 from simsiam.settings.sweep import sweep_cells
-from simsiam.settings.tree import FineTune, Linear, Pretrain
+from simsiam.settings.tree import FineTune, Job, Linear, Pretrain
 from tests.conftest import ROOT
 
 
@@ -136,6 +136,7 @@ def test_torch_is_not_imported_for_the_recipes_own_method() -> None:
         (["--batch-sise=3"], "'batch_size'"),
         (["--optim.lrr", "3"], "'optim.lr'"),
         (["--momentum", "0.5"], "'optim.momentum'"),
+        (["--optim.learning_rate", "0.5"], "'optim.lr'"),
     ],
 )
 def test_an_unknown_key_on_the_line_names_the_nearest(words: list[str], nearest: str) -> None:
@@ -150,7 +151,8 @@ def test_an_unknown_key_on_the_line_names_the_nearest(words: list[str], nearest:
         ("optim: {lrr: 3}", "'optim.lrr' in .*mine.yaml; did you mean 'optim.lr'"),
         ("epochs: many", "'epochs' must be a whole number, not many"),
         ("optim: {name: adamax}", "optim.name.*'sgd', 'lars', 'adam', 'adamw'.*adamax"),
-        ("{unclosed: [", "mine.yaml is not YAML"),
+        ("epochs: 3\noptim: {lr: [", r"mine.yaml, line 2, is not YAML \(.*expected"),
+        ("method: moco", "section of settings, not 'moco'; write `method: {name: moco}`"),
         ("- epochs", "holds no settings"),
         ("", "holds no settings"),
     ],
@@ -158,6 +160,21 @@ def test_an_unknown_key_on_the_line_names_the_nearest(words: list[str], nearest:
 def test_a_wrong_file_is_refused_with_the_reason(recipe_file, text: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         pretrain("--recipe", recipe_file(text))
+
+
+@pytest.mark.parametrize(
+    ("kind", "prog", "recipe", "script"),
+    [
+        (Pretrain, "pretrain.py", "lincls-cifar10", "lincls.py"),
+        (Linear, "lincls.py", "semisup-10pct", "semisup.py"),
+        (FineTune, "semisup.py", "voc07", "transfer/detect.py"),
+        (Detect, "detect.py", "cifar10-r18", "pretrain.py"),
+        (Linear, "classify.py --protocol linear", "lincls-cifar10", "lincls.py"),
+    ],
+)
+def test_a_recipe_of_another_script_is_refused(kind: type[Job], prog: str, recipe: str, script: str) -> None:
+    with pytest.raises(UserError, match=f"^The recipe {recipe} is for {script}, not for {prog.split()[0]}; "):
+        parse(kind, [], recipe=recipe, prog=prog)
 
 
 def test_a_python_tag_is_refused_and_not_run(recipe_file, tmp_path: Path) -> None:

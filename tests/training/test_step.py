@@ -125,6 +125,16 @@ def test_fp16_overflow_skips_the_step_and_halves_the_scale(name: str) -> None:
     assert not any(torch.equal(before[key], tensor) for key, tensor in snapshot(state).items())
 
 
+@pytest.mark.parametrize("name", ["sgd", "lars"])
+def test_fp16_gradients_that_no_scale_makes_finite_are_reported(name: str) -> None:
+    state = build(precision="fp16", name=name)
+    state.module.layer.weight.register_hook(lambda gradient: gradient * torch.nan)
+    guard = FiniteGuard(torch.device("cpu"))
+    for step in range(1, 40):
+        watch(guard, step, train_step(state, [(torch.randn(8, 3) / 100,)]))
+    assert guard.first_bad().step == 31  # the scale began at 2 ** 16 and was halved thirty times before
+
+
 def test_fp16_gradients_are_unscaled_before_they_are_used() -> None:
     half, full = (build(precision=precision, momentum=0.0) for precision in ("fp16", "fp32"))
     half.precision.scaler.load_state_dict({**half.precision.scaler.state_dict(), "scale": 512.0})

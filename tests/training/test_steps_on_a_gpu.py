@@ -61,7 +61,8 @@ def step_twice(state: TrainState, *inputs: Tensor) -> StepResult:
 
 
 def step_method(name: str, precision: str = "bf16") -> StepResult:
-    method = build_method({"name": name, **(TEACHER if "kd" in name else {})}, "resnet18")
+    options = TEACHER if "kd" in name else {"bn_groups": 4} if name == "moco" else {}
+    method = build_method({"name": name, **options}, "resnet18")
     method.prepare(num_images=64, global_batch=8)
     with fake_gpu(), NoCopies():
         state = build(method, precision)

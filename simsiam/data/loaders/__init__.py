@@ -106,6 +106,6 @@ def choose_centres(settings: Run, device: torch.device) -> "CentreBatches":
 
             return dali_centre_batches(images, samples, views, batch, settings, device)
         workers = 0 if isinstance(images, ResidentImages) else settings.workers
-        return centre_batches(images, samples, views, batch, workers)
+        return centre_batches(images, samples, views, batch, workers, pin_memory=device.type == "cuda")
 
     return centres

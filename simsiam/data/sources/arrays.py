@@ -15,6 +15,9 @@ class ArrayImages:
         classes: class names in the order of their numbers.
         prefix: what the set is called in messages: sample 12 of `digits/train` is `digits/train/12`.
 
+    Attributes:
+        replaced: sample -> reason, of images that another one stands in for because they could not be read.
+
     Raises:
         ValueError: arrays of another shape or type.
     """
@@ -28,6 +31,7 @@ class ArrayImages:
         self.labels = labels.astype(np.int64)
         self.classes = tuple(classes)
         self.prefix = prefix
+        self.replaced: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
