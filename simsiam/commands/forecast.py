@@ -123,6 +123,8 @@ def plan(
     compute_as_asked(method, settings, runtime)
     method.prepare(number, each)
     measured = measure(method, settings, each, runtime, steps)
+    if measured.images < each:
+        yield "memory", f"{each} images a GPU do not fit; measured on {measured.images} at a time"
     norms = sum(isinstance(module, ViewBatchNorm) for module in method.modules())
     trained = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
     rate = None
@@ -133,7 +135,8 @@ def plan(
         yield "loader", f"{rate:,.0f} pairs/s for one GPU ({why})"
     width = 2 if settings.reduce_dtype == "bf16" else 4
     parts = forecast(measured, gpus, width * trained, norms, link * 1e9, rate)
-    parts = replace(parts, compute=pieces * parts.compute, loader=pieces * parts.loader)
+    larger = each / measured.images
+    parts = replace(parts, compute=larger * pieces * parts.compute, loader=larger * pieces * parts.loader)
     yield (
         "step",
         (
@@ -155,7 +158,7 @@ def plan(
     yield (
         "memory",
         (
-            f"{measured.bytes / 2**30:.1f} of {room / 2**30:.1f} GiB at {each} images a GPU; "
+            f"{measured.bytes_at(each) / 2**30:.1f} of {room / 2**30:.1f} GiB at {each} images a GPU; "
             f"{fits} images fit, so a batch of {fits * gpus * pieces}"
         ),
     )
@@ -163,7 +166,19 @@ def plan(
 
 
 def measure(method: Method, settings: Pretrain, images: int, runtime: Runtime, steps: int) -> Measured:
-    """A device's step on so many random images, and on half of them."""
+    """A device's step on so many random images, or as many as fit, and on half of them."""
+    while True:
+        try:
+            return _measure(method, settings, images, runtime, steps)
+        except torch.OutOfMemoryError:
+            if images < 8:
+                raise
+        images //= 2
+        method.zero_grad()
+        torch.cuda.empty_cache()
+
+
+def _measure(method: Method, settings: Pretrain, images: int, runtime: Runtime, steps: int) -> Measured:
     alone = replace(settings, batch_size=images, accumulate=1, max_steps=0)
     state = build_state(method, alone, derive(alone, 1, _IMAGENET), runtime)
 

@@ -1,9 +1,13 @@
 """The encoder that a protocol measures, and the guard against measuring another one in its place."""
 
 import json
+import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import yaml
 from torch import nn
 
 from simsiam.atomic import write_atomically
@@ -14,18 +18,44 @@ from simsiam.export.state import read_state
 from simsiam.export.write import encoder_hash
 from simsiam.models.encoders import build_encoder
 from simsiam.settings.detect import Detect
+from simsiam.settings.plain_yaml import plain_yaml
 from simsiam.settings.tree import Classify, Views
 
 
 def pretrained_encoder(settings: Classify | Detect) -> nn.Module:
-    """The encoder of `--pretrained`; `random` is drawn from torch's generator. Raises UserError where there is none."""
+    """The encoder of `--pretrained`; `random` is drawn from torch's generator. Raises UserError where there is none.
+
+    Rank 0 warns where the images are to be of another size than those of the run it is from, or otherwise normalised.
+    """
     if not settings.pretrained:
         raise UserError("No encoder is given: set --pretrained to a run folder, an encoder file, or random")
     if settings.pretrained != "random":
+        if isinstance(settings, Classify) and os.environ.get("RANK", "0") == "0":
+            for line in unlike_pretraining(settings):
+                print(f"warning: {line}", file=sys.stderr, flush=True)
         return load_encoder(settings.pretrained, name=settings.encoder or None)
     if not settings.encoder:
         raise UserError("--pretrained random needs the encoder's name; add --encoder, such as --encoder resnet50")
     return build_encoder(settings.encoder)
+
+
+def unlike_pretraining(settings: Classify) -> Iterator[str]:
+    """What of the views is other than in the run that `--pretrained` names, as far as its folder tells."""
+    place = Path(settings.pretrained)
+    try:
+        said = plain_yaml(((place if place.is_dir() else place.parent) / "config.yaml").read_bytes())["views"]
+        theirs = replace(Views(), **{key: said[key] for key in ("size", "mean", "std")})
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return
+    if settings.views.size != theirs.size:
+        yield (
+            f"{place} was trained on views of {theirs.size} pixels and is measured on {settings.views.size}; "
+            f"--views.size {theirs.size} and --views.resize are for the same"
+        )
+    for name in ("mean", "std"):
+        ours, run = (tuple(getattr(views, name)) for views in (settings.views, theirs))
+        if ours != run:
+            yield f"views.{name} is {list(ours)} here and was {list(run)} where {place} was trained; give it as it was"
 
 
 def pixel_statistics(settings: Detect) -> tuple[tuple[float, ...], tuple[float, ...]]:

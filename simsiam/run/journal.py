@@ -21,7 +21,7 @@ from simsiam.run.pictures import view_grid
 from simsiam.run.progress import Progress
 from simsiam.run.record import read_run
 from simsiam.settings.derive import Numbers
-from simsiam.settings.tree import Job, Pretrain, Views
+from simsiam.settings.tree import Job, Pretrain, Run, Views
 from simsiam.training.clock import Clock
 from simsiam.training.skew import over_ranks, remark
 from simsiam.training.state import TrainState
@@ -193,4 +193,7 @@ def banner(settings: Job, numbers: Numbers, runtime: Runtime, state: TrainState,
         f"from {state.step} to {numbers.stop_step}",
         "device": f"{runtime.device}, {state.precision.name}",
     }
+    if isinstance(settings, Run):
+        mean, std = (", ".join(f"{value:g}" for value in getattr(settings.views, name)) for name in ("mean", "std"))
+        lines["images"] = f"{settings.views.size} pixels, mean {mean}, std {std}"
     return "\n".join(f"{name:>12}  {value}" for name, value in lines.items())

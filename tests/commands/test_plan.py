@@ -5,9 +5,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch import Tensor
 
 from simsiam.__main__ import main
+from simsiam.commands import forecast as module
 from simsiam.commands.forecast import Forecast, Measured, forecast
+from simsiam.training.state import TrainState
 
 NETWORK = "the network between the GPUs"
 STEP = Measured(images=32, seconds=0.3, bytes=5_000_000_000, half_bytes=3_000_000_000)
@@ -63,6 +67,22 @@ def test_the_lines_of_a_plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     rate = float(re.search(r"([\d,]+) pairs/s", lines["time"])[1].replace(",", ""))
     assert rate == pytest.approx(64 / seconds, rel=0.1)
     assert "12 epochs of 1,437 images" in lines["time"]
+
+
+def test_a_batch_that_does_not_fit_is_forecast_from_one_that_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def train_step(state: TrainState, micro_batches: list[tuple[Tensor, ...]]) -> object:
+        if micro_batches[0][0].shape[1] > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(state, micro_batches)
+
+    step = module.train_step
+    monkeypatch.setattr(module, "train_step", train_step)
+    assert run(monkeypatch, *SMALL, "--gpus", "2", "--settings", "--views.size", "16", "--views.resize", "16") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^memory +32 images a GPU do not fit; measured on 8 at a time$", out, re.MULTILINE)
+    assert re.search(r"GiB at 32 images a GPU; \d+ images fit", out)
 
 
 @pytest.mark.parametrize(
