@@ -38,7 +38,7 @@ _SMALLER = {
     r"(pretrain|lincls|semisup)\.py .*cifar10|data flowers102": "--data IMAGENET",
     r"pretrain\.py (?!.*(--help|--debug))": "--knn-every 0 --encoder resnet8",
     r"pretrain\.py --data": "--encoder resnet18",  # whose stem Detectron2 knows
-    r"recipe (cifar10|moco|simsiam-kd)|pretrain\.py --data": "--method.projector_hidden 32 --method.dim 32",
+    r"pretrain\.py .*(recipe (cifar10|moco|simsiam-kd)|--data)": "--method.projector_hidden 32 --method.dim 32",
     r"semisup\.py (?!.*--evaluate-only)": "--subset 0.5 --batch-size 8 --sweep ''",
     r"^simsiam tables": "--rows none --settings --data digits --epochs 1 --knn-every 0 --views.size 8 --views.resize 8",
     r"^simsiam teacher": f"--data IMAGENET --encoder resnet8 --recipe teacher-cifar10-r18 --settings {_FEW}",
