@@ -58,7 +58,7 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
     from simsiam.training.build import build_state, count_parameters
     from simsiam.training.clock import Clock, due
     from simsiam.training.computing import compute_as_asked
-    from simsiam.training.health import examine
+    from simsiam.training.health import examine, limits
     from simsiam.training.keeper import Keeper
     from simsiam.training.profiling import StepTrace
     from simsiam.training.step import train_step
@@ -94,6 +94,7 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
 
     start = check_start(settings, runtime, folder, checkpoints, state, data_sha256=list_hash(images))
 
+    health = limits(settings.health, collapsed_std=method.collapsed_std, warn_std=method.warn_std)
     monitor = KnnMonitor(settings, images, runtime)
     facts = {
         "method": f"{settings.method['name']}, {settings.encoder}, {count_parameters(method):,} parameters",
@@ -127,11 +128,11 @@ def pretrain(settings: Pretrain, runtime: "Runtime", folder: "RunFolder") -> Non
             trace.stepped(state.step, keeper.apart)
             if now.logs:
                 measures, verdict = examine(
-                    result.output.projections, settings.health, result.loss, method.loss_range, state.step
+                    result.output.projections, health, result.loss, method.loss_range, state.step
                 )
                 measures |= {name: mean_over_ranks(value).item() for name, value in result.output.scalars.items()}
                 journal.log(state, result, clock, measures, f"std {measures['std']:.3f}  {verdict.state}")
-                if verdict.state == "collapsed" and settings.health.on_collapse == "stop":
+                if verdict.state == "collapsed" and health.on_collapse == "stop":
                     keeper.stop(f"collapsed at step {state.step}: {verdict.reason}")
             if now.saves:
                 keeper.save()

@@ -34,6 +34,10 @@ class Method(Trainable):
     loss_range: tuple[float, float] | None = None
     """Of a loss that is linear in the mean cosine of predictions and targets: its values at cosines 1 and 0. With these
     the verdict on a run takes the loss into account."""
+    collapsed_std: float = 0.6
+    warn_std: float = 0.8
+    """Spreads of the projections below which a run is called collapsed, or warned of, unless its settings name others.
+    These are for batch norm on the output; without, a collapse ends near 0, and 0.2 and 0.5 are right."""
     takes_samples: bool = False
     """Whether `forward` is called with sample ids int64 (N,) behind the views (V, N, 3, H, W)."""
     is_compiled: bool = False

@@ -30,6 +30,8 @@ class BYOL(Method):
             300, 0.996 for 1000 in the paper.
     """
 
+    collapsed_std, warn_std = 0.2, 0.5  # no batch norm on the output
+
     def __init__(
         self,
         encoder: str | nn.Module = "resnet50",

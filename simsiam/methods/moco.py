@@ -47,6 +47,8 @@ class MoCo(Method):
         bn_groups: 8, as on the 8 GPUs of the paper, whatever the number of ranks; that must divide it.
     """
 
+    collapsed_std, warn_std = 0.2, 0.5  # no batch norm on the output
+
     def __init__(
         self,
         encoder: str | nn.Module = "resnet50",

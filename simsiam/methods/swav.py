@@ -36,6 +36,8 @@ class SwAV(Method):
 
     takes_small_views = True
 
+    collapsed_std, warn_std = 0.2, 0.5  # no batch norm on the output
+
     def __init__(
         self,
         encoder: str | nn.Module = "resnet50",

@@ -95,11 +95,12 @@ class Health:
 
     on_collapse: Literal["warn", "stop"] = "warn"
     """What to do when the verdict is `collapsed`: say so and go on, or save and stop."""
-    collapsed_std: float = 0.6
+    collapsed_std: float | None = None
     """Collapsed below this std of z/|z| x sqrt(d): 1 is an even spread, 0 one point, and 0.6 a mean cosine similarity
-    between different images of about 1 - 0.6^2 = 0.64; batch norm on the output keeps a collapse from reaching 0."""
-    warn_std: float = 0.8
-    """A warning below this std of z/|z| x sqrt(d)."""
+    between different images of about 1 - 0.6^2 = 0.64. By default the method's: 0.6, as batch norm on the output keeps
+    a collapse from reaching 0, and 0.2 for MoCo, BYOL and SwAV, which have none there."""
+    warn_std: float | None = None
+    """A warning below this std of z/|z| x sqrt(d). By default the method's: 0.8, and 0.5 for MoCo, BYOL and SwAV."""
     warn_rank: float = 3.0
     """A warning below this effective rank of a batch's projections."""
     stuck: float = 0.6

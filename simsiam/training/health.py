@@ -1,6 +1,7 @@
 """Is the network still telling images apart? Spread and rank of a batch's projections, and a verdict with a reason."""
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,13 @@ class Learned(NamedTuple):
     step: int
 
 
+def limits(health: Health, *, collapsed_std: float, warn_std: float) -> Health:
+    """The limits that are asked for and, where none are, these of the method."""
+    asked = health.collapsed_std, health.warn_std
+    collapsed, warn = (own if value is None else value for value, own in zip(asked, (collapsed_std, warn_std)))
+    return replace(health, collapsed_std=collapsed, warn_std=warn)
+
+
 def spread(projections: Tensor) -> Tensor:
     """std over images of z / |z|, mean over channels, times sqrt(D): 1 for an even spread, 0 for a single point.
 
@@ -55,6 +63,7 @@ def effective_rank(projections: Tensor) -> Tensor:
 def judge(std: float, rank: float, health: Health, learned: Learned | None = None) -> Verdict:
     """The verdict on a spread, an effective rank, and what was learned where the loss can say it (docs/metrics.md).
 
+    `health` has all its limits, as `limits` gives it.
     Spread and loss together tell the failures apart (SimSiam, section 4.1, footnote 4): in a collapse images are one
     point and the loss is near its least value; a predictor that cannot learn, or a loss that diverges, leaves images
     apart and the loss high.

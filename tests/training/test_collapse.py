@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from simsiam.methods.simsiam import SimSiam
 from simsiam.settings.tree import Health
-from simsiam.training.health import examine
+from simsiam.training.health import examine, limits
 
+HEALTH = limits(Health(), collapsed_std=0.6, warn_std=0.8)
 SMALL = ("--recipe", "quickstart", "--views.size", 16, "--views.resize", 16, "--workers", 0, "--log-every", 13)
 
 
@@ -39,7 +40,7 @@ def course(steps: int, **options: object) -> list[dict]:
         output.loss.backward()
         optimizer.step()
         if step % 50 == 0:
-            measures, _ = examine(output.projections, Health(), output.loss, model.loss_range, step)
+            measures, _ = examine(output.projections, HEALTH, output.loss, model.loss_range, step)
             lines.append({**measures, "loss": output.loss.item()})
     return lines
 

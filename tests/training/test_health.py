@@ -1,7 +1,10 @@
 """Spread, rank and verdict against their definitions, and over all ranks' images."""
 
+import json
 import math
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +12,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from simsiam.settings.tree import Health
-from simsiam.training.health import Learned, Verdict, effective_rank, examine, judge, spread
+from simsiam.training.health import Learned, Verdict, effective_rank, examine, judge, limits, spread
 from tests.ranks import run_ranks
+
+LIMITS = limits(Health(), collapsed_std=0.6, warn_std=0.8)
 
 
 def normal(images: int, channels: int) -> Tensor:
@@ -76,9 +81,26 @@ def test_equally_used_orthogonal_directions_count_one_each(directions: int) -> N
     ],
 )
 def test_verdict_at_each_limit(std: float, rank: float, state: str, says: str) -> None:
-    verdict = judge(std, rank, Health())
+    verdict = judge(std, rank, LIMITS)
     assert verdict.state == state
     assert re.search(says, verdict.reason)
+
+
+def test_limits_are_the_methods_where_the_settings_name_none() -> None:
+    assert (LIMITS.collapsed_std, LIMITS.warn_std) == (0.6, 0.8)
+    asked = limits(Health(collapsed_std=0.0, warn_rank=9), collapsed_std=0.2, warn_std=0.5)
+    assert asked == Health(collapsed_std=0.0, warn_std=0.5, warn_rank=9)
+
+
+@pytest.mark.parametrize(("words", "says"), [(("--method", "moco"), "below 0.5"), ((), "below 0.6")])
+def test_another_method_on_the_line_has_its_own_limits(call, tmp_path: Path, words: tuple, says: str) -> None:
+    """A spread of 0.3, which batch norm on the output never shows in health."""
+    still = [*words, "--optim.lr", "0", "--max-steps", 1, "--log-every", 1, "--knn-every", 0, "--method.dim", 16]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simsiam.training.health.spread", lambda z: torch.tensor(0.3))
+        assert call("pretrain.py", "--recipe", "quickstart", *still, "--out", tmp_path, "--hide-progress") == 0
+    (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert says in line["reason"]
 
 
 def test_limits_are_the_settings() -> None:
@@ -110,7 +132,7 @@ def test_limits_are_the_settings() -> None:
 def test_loss_and_spread_together_tell_failures_apart(
     std: float, learned: Learned | None, state: str, says: str
 ) -> None:
-    verdict = judge(std, 10.0, Health(), learned)
+    verdict = judge(std, 10.0, LIMITS, learned)
     assert verdict.state == state
     assert re.search(says, verdict.reason)
 
@@ -118,7 +140,7 @@ def test_loss_and_spread_together_tell_failures_apart(
 def test_what_was_learned_is_read_off_a_loss_of_any_scale() -> None:
     z = torch.stack([normal(16, 6), normal(16, 6) + 0.5])
     agreement = torch.nn.functional.cosine_similarity(*z.double(), dim=1).mean().item()
-    health = Health(stuck=0.5, stuck_after=7)
+    health = replace(LIMITS, stuck=0.5, stuck_after=7)
     for least, chance in ((-1.0, 0.0), (0.0, 4.0)):
         for share, state in ((0.51 * agreement, "ok"), (0.49 * agreement, "stuck")):
             loss = torch.tensor(chance + share * (least - chance))
@@ -134,14 +156,14 @@ def test_what_was_learned_is_read_off_a_loss_of_any_scale() -> None:
 def share_of(z: Tensor) -> tuple[dict, Verdict]:
     rank = dist.get_rank()
     loss = torch.tensor([-0.5, 0.2][rank])
-    return examine(z.chunk(dist.get_world_size(), dim=1)[rank], Health(stuck=0.1), loss, (-1.0, 0.0), step=100)
+    return examine(z.chunk(dist.get_world_size(), dim=1)[rank], replace(LIMITS, stuck=0.1), loss, (-1.0, 0.0), step=100)
 
 
 def test_ranks_examine_all_images_together() -> None:
     # One point a rank: each rank alone has collapsed, together they are two directions of two.
     z = torch.eye(2).repeat_interleave(8, 0).expand(2, -1, -1).clone()
     z[1, 8:] = 1.0  # what the second rank's views agree by is the root of a half
-    measures, verdict = examine(z, Health(stuck=0.1), torch.tensor(-0.15), (-1.0, 0.0), step=100)
+    measures, verdict = examine(z, replace(LIMITS, stuck=0.1), torch.tensor(-0.15), (-1.0, 0.0), step=100)
     assert verdict.state == "warn"
     assert measures["effective_rank"] == pytest.approx(2, rel=1e-4)
     assert measures["agreement"] == pytest.approx((1 + math.sqrt(0.5)) / 2, rel=1e-5)
