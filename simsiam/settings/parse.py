@@ -239,9 +239,9 @@ def _read_file(path: Path, known: list[str]) -> dict[str, Any]:
         content = plain_yaml(path.read_bytes())
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}," if mark else ""
+        place = f"line {mark.line + 1}: " if mark else ""
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}{place} is not YAML ({what}); a recipe is a plain YAML file") from None
+        raise UserError(f"{path} is not YAML ({place}{what}); a recipe is a plain YAML file") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings; a recipe is a YAML file of `key: value` lines")
     for key, value in content.items():

@@ -151,7 +151,7 @@ def test_an_unknown_key_on_the_line_names_the_nearest(words: list[str], nearest:
         ("optim: {lrr: 3}", "'optim.lrr' in .*mine.yaml; did you mean 'optim.lr'"),
         ("epochs: many", "'epochs' must be a whole number, not many"),
         ("optim: {name: adamax}", "optim.name.*'sgd', 'lars', 'adam', 'adamw'.*adamax"),
-        ("epochs: 3\noptim: {lr: [", r"mine.yaml, line 2, is not YAML \(.*expected"),
+        ("epochs: 3\noptim: {lr: [", r"mine.yaml is not YAML \(line 2: .*expected"),
         ("method: moco", "section of settings, not 'moco'; write `method: {name: moco}`"),
         ("- epochs", "holds no settings"),
         ("", "holds no settings"),
