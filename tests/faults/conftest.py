@@ -19,7 +19,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def no_rank_outlives_its_test() -> Iterator[None]:
     """A test that fails half way leaves none behind for others to count, or to share their core with."""
+    before = multiprocessing.active_children()
     yield
-    for process in multiprocessing.active_children():
+    for process in set(multiprocessing.active_children()) - set(before):
         process.kill()
         process.join()
