@@ -21,13 +21,10 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     out = Path(arguments.out)
-    if out.exists():
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(out.stat().st_mtime))
-        out.rename(
-            out.with_name(f"{out.name}-{stamp}")
-        )  # a quickstart is from scratch, but nothing of yours is deleted
-    ranks = arguments.ranks or torch.cuda.device_count() or 2
     linear = out.with_name(out.name + "-linear") if out.name else Path("runs/quickstart-linear")
+    for earlier in (out, linear):
+        _put_aside(earlier)
+    ranks = arguments.ranks or torch.cuda.device_count() or 2
     began = time.perf_counter()
     run_script("pretrain.py", "--recipe", "quickstart", "--out", out, ranks=ranks)
     run_script("simsiam", "extract", out, out / "encoder.pth")
@@ -43,3 +40,10 @@ def run(arguments: argparse.Namespace) -> None:
     }
     width = max(map(len, rows))
     print("\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))
+
+
+def _put_aside(folder: Path) -> None:
+    """A quickstart is from scratch, but nothing of yours is deleted: the folder gets its time behind its name."""
+    if folder.exists():
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
+        folder.rename(folder.with_name(f"{folder.name}-{stamp}"))
