@@ -13,9 +13,10 @@
 set -euo pipefail
 
 nodes=${PET_NNODES:-1} node=${PET_NODE_RANK:-0} ranks=${PET_NPROC_PER_NODE:-}
-gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ') || gpus=0
 if [[ -v CUDA_VISIBLE_DEVICES ]]; then
     gpus=$(tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -cE '^([0-9]+|(GPU|MIG)-.*)$') || gpus=0
+else
+    gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ') || gpus=0
 fi
 # Without one it is one rank on the CPU.
 [[ $ranks =~ ^[1-9][0-9]*$ ]] || ranks=$((gpus > 1 ? gpus : 1))

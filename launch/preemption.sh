@@ -45,7 +45,7 @@ finish() {
 # again, which its mark tells; else the command's.
 asked=''
 preemptible() {
-    local signals=$1 out preempted completed failed child signal status=0
+    local signals=$1 out preempted completed failed child signal code status=0
     shift
     out=$(run_folder "$@") || {
         echo "error: no --out in: $*; give the run folder, whose marks tell whether the run is to be started again" >&2
@@ -66,7 +66,8 @@ preemptible() {
     is_new "$out" preempted "$preempted" && return 75
     is_new "$out" completed "$completed" && return 0
     if is_new "$out" failed "$failed"; then
-        [[ $(<"$out/failed") != [23] ]] || return "$(<"$out/failed")"
+        code=$(<"$out/failed")
+        [[ $code != [23] ]] || return "$code"
     elif [[ -n $asked && $status != 0 ]]; then
         return 75
     fi

@@ -49,7 +49,7 @@ def _tell(error: UserError | TrainingStopped) -> None:
     rank = os.environ.get("RANK", "0")
     if rank == "0":
         print(f"error: {error}", file=sys.stderr, flush=True)
-    elif "TORCHELASTIC_RUN_ID" in os.environ and type(error) is UserError:
+    elif "TORCHELASTIC_RUN_ID" in os.environ and not isinstance(error, ToldByMain | TrainingStopped):
         time.sleep(_RANK_0_IS_GONE)
         print(f"error: rank {rank}: {error}", file=sys.stderr, flush=True)
 

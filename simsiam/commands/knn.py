@@ -207,8 +207,10 @@ def _views_of(recipe: str) -> Views:
 
 def _config(path: str) -> Path | None:
     """The config.yaml of the run whose encoder file or checkpoint was read."""
+    from simsiam.export.state import run_folder_of
+
     place = Path(path)
-    folder = place.parent.parent if (place / ".metadata").is_file() else place.parent
+    folder = run_folder_of(place)
     is_run = place.name == "encoder.safetensors" or (place / ".metadata").is_file()
     return folder / "config.yaml" if is_run and (folder / "config.yaml").is_file() else None
 

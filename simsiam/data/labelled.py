@@ -66,12 +66,12 @@ class _CentreOfArray(Dataset):
         _, (self.top, self.left) = centre_geometry(*images.images.shape[1:3], views.resize, views.size)
 
     def __getitem__(self, samples: np.ndarray) -> Centred:
-        bad = self.images.replaced
-        kept = np.array([sample for sample in samples.tolist() if sample not in bad], np.int64) if bad else samples
+        bad = np.isin(samples, list(self.images.replaced))
+        kept = samples[~bad].astype(np.int64)
         rows, columns = slice(self.top, self.top + self.side), slice(self.left, self.left + self.side)
         crops, labels = self.images.images[kept][:, rows, columns], self.images.labels[kept]
-        skipped = tuple((sample, bad[sample]) for sample in samples.tolist() if sample in bad) if bad else ()
-        return Centred(*map(torch.from_numpy, (crops, labels, kept.astype(np.int64))), skipped)
+        skipped = tuple((sample, self.images.replaced[sample]) for sample in samples[bad].tolist())
+        return Centred(*map(torch.from_numpy, (crops, labels, kept)), skipped)
 
 
 def centre_crop(image: Tensor, resize: int, side: int) -> Tensor:

@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from simsiam.data.image_set import BadImage, ImageSet
@@ -29,12 +28,6 @@ class ResidentImages(ArrayImages):
         super().__init__(images, labels, source.classes, prefix="")
         self.name = source.name
         self.replaced = replaced
-
-    def read(self, sample: int) -> torch.Tensor:
-        """uint8 (3, H, W). Raises `BadImage` for a sample that another one stands in for."""
-        if sample in self.replaced:
-            raise BadImage(self.replaced[sample])
-        return super().read(sample)
 
 
 def fits_in_memory(images: ImageSet) -> tuple[bool, str]:

@@ -7,18 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
 from torch import nn
 
 from simsiam.atomic import write_atomically
 from simsiam.distributed.runtime import Runtime
 from simsiam.errors import UserError
 from simsiam.export.read import load_encoder
-from simsiam.export.state import read_state
+from simsiam.export.state import read_config, read_state, run_folder_of
 from simsiam.export.write import encoder_hash
 from simsiam.models.encoders import build_encoder
 from simsiam.settings.detect import Detect
-from simsiam.settings.plain_yaml import plain_yaml
 from simsiam.settings.tree import Classify, Views
 
 
@@ -41,21 +39,17 @@ def pretrained_encoder(settings: Classify | Detect) -> nn.Module:
 
 def unlike_pretraining(settings: Classify) -> Iterator[str]:
     """What of the views is other than in the run that `--pretrained` names, as far as its folder tells."""
-    place = Path(settings.pretrained)
-    try:
-        said = plain_yaml(((place if place.is_dir() else place.parent) / "config.yaml").read_bytes())["views"]
-        theirs = replace(Views(), **{key: said[key] for key in ("size", "mean", "std")})
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
-        return
-    if settings.views.size != theirs.size:
+    place, ours = settings.pretrained, settings.views
+    _, theirs = read_config(run_folder_of(Path(place)))
+    if theirs.get("size", ours.size) != ours.size:
         yield (
-            f"{place} was trained on views of {theirs.size} pixels and is measured on {settings.views.size}; "
-            f"--views.size {theirs.size} and --views.resize are for the same"
+            f"{place} was trained on views of {theirs['size']} pixels and is measured on {ours.size}; "
+            f"--views.size {theirs['size']}, with a --views.resize for it, measures on the same"
         )
     for name in ("mean", "std"):
-        ours, run = (tuple(getattr(views, name)) for views in (settings.views, theirs))
-        if ours != run:
-            yield f"views.{name} is {list(ours)} here and was {list(run)} where {place} was trained; give it as it was"
+        here = list(getattr(ours, name))
+        if theirs.get(name, here) != here:
+            yield f"views.{name} is {here} here and was {theirs[name]} where {place} was trained; give it as it was"
 
 
 def pixel_statistics(settings: Detect) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -6,6 +6,7 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -92,10 +93,10 @@ def _unnest(content: object) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if (folder / ".metadata").is_file():  # a checkpoint folder, in `checkpoints` of its run folder
-        return _read_checkpoint(folder, folder.parent.parent)
+        return _read_checkpoint(folder, run_folder_of(folder))
     if (folder / "encoder.safetensors").is_file():
         tensors, info = read_state(folder / "encoder.safetensors")
-        return tensors, {**_read_config(folder), **info}
+        return tensors, {**_about_run(folder), **info}
     # torch.distributed.checkpoint writes `.metadata` last, so a folder without it is incomplete.
     steps = {int(p.parent.name[5:]): p.parent for p in folder.glob("checkpoints/step_*/.metadata") if _is_step(p)}
     if not steps:
@@ -128,16 +129,28 @@ def _read_checkpoint(folder: Path, run: Path) -> tuple[dict[str, Tensor], dict[s
         ) from error
     if not tensors:
         raise UserError(f"The checkpoint {folder} holds no tensor model.encoder.*: give a pretraining run")
-    info = {**_read_config(run), "step": folder.name.removeprefix("step_").lstrip("0") or "0", "path": str(folder)}
+    info = {**_about_run(run), "step": folder.name.removeprefix("step_").lstrip("0") or "0", "path": str(folder)}
     return {key.removeprefix("model."): tensor for key, tensor in tensors.items()}, info
 
 
-def _read_config(run: Path) -> dict[str, str]:
+def run_folder_of(path: Path) -> Path:
+    """The run folder that a file, or a checkpoint folder, is in; a folder of any other kind itself."""
+    if (path / ".metadata").is_file():
+        return path.parent.parent
+    return path if path.is_dir() else path.parent
+
+
+def read_config(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What config.yaml of a run folder says, and of it the views; empty where it says nothing, or cannot be read."""
     try:
         config = plain_yaml((run / "config.yaml").read_bytes())
     except (OSError, yaml.YAMLError):
-        return {}
+        return {}, {}
     config = config if isinstance(config, dict) else {}
-    views = config.get("views") if isinstance(config.get("views"), dict) else {}
+    return config, config["views"] if isinstance(config.get("views"), dict) else {}
+
+
+def _about_run(run: Path) -> dict[str, str]:
+    config, views = read_config(run)
     info = {f"pixel_{key}": json.dumps(views[key]) for key in ("mean", "std") if key in views}
     return info | ({"encoder": str(config["encoder"])} if "encoder" in config else {})

@@ -39,7 +39,8 @@ class Growing:
     def close(self) -> None:
         """Tries once more, and closes."""
         try:
-            self.append(b"")
+            if self._kept:
+                self.append(b"")
         finally:
             self._close()
 

@@ -38,7 +38,7 @@ def find_recipe(name_or_file: str) -> Path:
     path = Path(name_or_file)
     if path.is_file():
         return path
-    named = Path(str(resources.files("simsiam.recipes") / f"{name_or_file}.yaml"))
+    named = _packaged(name_or_file)
     if named.is_file():
         return named
     near = difflib.get_close_matches(name_or_file, recipe_names(), n=3)
@@ -46,10 +46,14 @@ def find_recipe(name_or_file: str) -> Path:
     raise UserError(f"No recipe or file is called {name_or_file!r}; {hint}")
 
 
+def _packaged(name: str) -> Path:
+    return Path(str(resources.files("simsiam.recipes") / f"{name}.yaml"))
+
+
 def _check_script(path: Path, prog: str) -> None:
     """Raises UserError for a recipe of the package that is another script's, which its comment names."""
     script = Path(prog.partition(" ")[0]).name
-    if path != Path(str(resources.files("simsiam.recipes") / path.name)) or not script.endswith(".py"):
+    if path != _packaged(path.stem) or not script.endswith(".py"):
         return
     named = re.findall(r"^#   .*?([\w/]+\.py) ", path.read_text(), re.MULTILINE)
     if named and script not in [Path(name).name for name in named]:

@@ -68,9 +68,9 @@ def dali_centre_batches(
         kept = [fetched[row].taken for row in rows]
         skipped = tuple(item.failed for item in fetched if item.failed is not None)
         labels = torch.from_numpy(images.labels[kept])
-        # Without what is left out; to take rows waits for a GPU, and copies.
-        whole = crops[0][rows] if skipped else crops[0]
-        yield Centred(whole, labels, torch.tensor(kept, dtype=torch.int64), skipped)
+        # To take rows waits for a GPU, and copies.
+        readable = crops[0][rows] if skipped else crops[0]
+        yield Centred(readable, labels, torch.tensor(kept, dtype=torch.int64), skipped)
 
 
 def _build(source: object, batch: int, side: int, settings: Run, device: torch.device) -> object:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from simsiam.data.image_set import BadImage
+
 
 class ArrayImages:
     """Decoded images of one size, as an `ImageSet`; a loader may move `images` to a device as they are.
@@ -41,5 +43,10 @@ class ArrayImages:
         return f"{self.prefix}/{sample}"
 
     def read(self, sample: int) -> torch.Tensor:
-        """The whole image, uint8 (3, H, W) RGB: a copy, so writing into it changes nothing here."""
+        """The whole image, uint8 (3, H, W) RGB: a copy, so writing into it changes nothing here.
+
+        Raises `BadImage` for a sample that another one stands in for.
+        """
+        if sample in self.replaced:
+            raise BadImage(self.replaced[sample])
         return torch.from_numpy(self.images[sample].copy()).permute(2, 0, 1)
